@@ -1,0 +1,26 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod attention;
+mod error;
+mod mask;
+mod merge;
+mod observe;
+mod options;
+mod workspace;
+
+// Forward.
+pub use attention::{
+    Attention, AttentionVarlen, attention, attention_into, attention_varlen, attention_varlen_into,
+};
+pub use merge::merge_states;
+pub use workspace::Workspace;
+
+// Options and errors.
+pub use error::Error;
+pub use mask::{AncestorMask, Coverage, Mask, NoMask, Pair, Tile};
+pub use options::{Options, Tiling, Window};
+
+// For this crate's tests.
+#[doc(hidden)]
+pub use observe::{Observer, Step};

@@ -1,0 +1,132 @@
+//! The element types a kernel accepts, and the type it computes in for each.
+
+use half::{bf16, f16};
+use std::fmt::Debug;
+
+use crate::Float;
+
+/// A type that tensors are stored in: `f32`, `f64`, [`bf16`] or [`f16`].
+///
+/// The 16-bit types are storage only: kernels widen them to `f32`, compute there, and round the
+/// result once (to nearest, ties to even).
+pub trait Element: Copy + Debug + Default + PartialEq + Send + Sync + 'static {
+    /// The type that kernels compute in: `f64` for `f64`, `f32` for everything else.
+    type Acc: Float;
+
+    /// The name of the type as Rust writes it.
+    const NAME: &'static str;
+
+    /// Widens to the compute type; exact.
+    fn to_acc(self) -> Self::Acc;
+
+    /// Rounds from the compute type, to nearest, ties to even.
+    fn from_acc(acc: Self::Acc) -> Self;
+
+    /// Widens to `f64`; exact.
+    fn to_f64(self) -> f64;
+
+    /// Rounds from `f64`, to nearest, ties to even.
+    fn from_f64(value: f64) -> Self;
+}
+
+impl Element for f32 {
+    type Acc = f32;
+    const NAME: &'static str = "f32";
+
+    #[inline(always)]
+    fn to_acc(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn from_acc(acc: f32) -> Self {
+        acc
+    }
+
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+
+    #[inline(always)]
+    fn from_f64(value: f64) -> Self {
+        value as f32
+    }
+}
+
+impl Element for f64 {
+    type Acc = f64;
+    const NAME: &'static str = "f64";
+
+    #[inline(always)]
+    fn to_acc(self) -> f64 {
+        self
+    }
+
+    #[inline(always)]
+    fn from_acc(acc: f64) -> Self {
+        acc
+    }
+
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        self
+    }
+
+    #[inline(always)]
+    fn from_f64(value: f64) -> Self {
+        value
+    }
+}
+
+impl Element for bf16 {
+    type Acc = f32;
+    const NAME: &'static str = "bf16";
+
+    // A bf16 is the upper half of an f32. `bf16::to_f32` also quiets NaN, a branch that keeps the
+    // compiler from vectorising the loop; the shift alone maps NaN to NaN.
+    #[inline(always)]
+    fn to_acc(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn from_acc(acc: f32) -> Self {
+        Self::from_f32(acc)
+    }
+
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        f64::from(self.to_acc())
+    }
+
+    #[inline(always)]
+    fn from_f64(value: f64) -> Self {
+        Self::from_f64(value)
+    }
+}
+
+impl Element for f16 {
+    type Acc = f32;
+    const NAME: &'static str = "f16";
+
+    #[inline(always)]
+    fn to_acc(self) -> f32 {
+        self.to_f32()
+    }
+
+    #[inline(always)]
+    fn from_acc(acc: f32) -> Self {
+        Self::from_f32(acc)
+    }
+
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        Self::to_f64(self)
+    }
+
+    #[inline(always)]
+    fn from_f64(value: f64) -> Self {
+        Self::from_f64(value)
+    }
+}

@@ -1,0 +1,188 @@
+//! Which instruction set a kernel runs on, chosen at run time.
+//!
+//! A kernel is written once, generic over [`Simd`], and [`dispatch`] instantiates it for each
+//! instruction set. `docs/decisions/0001-simd.md` has the figures behind the choice of
+//! `fearless_simd` for the vectors.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use fearless_simd::{Level, Simd};
+use thiserror::Error;
+
+/// The environment variable that forces an instruction set: `portable`, `avx2` or `avx512`.
+const VARIABLE: &str = "KERNELS_ISA";
+
+/// An instruction set that kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Isa {
+    /// What every machine of the target has: SSE2 on x86-64, NEON on AArch64, SIMD128 on wasm32
+    /// when it is enabled, plain scalar code elsewhere.
+    Portable,
+    /// AVX2 with FMA (x86-64-v3).
+    Avx2,
+    /// AVX-512 as Ice Lake and Zen 4 have it.
+    Avx512,
+}
+
+/// An instruction set was asked for that this machine does not have, or that does not exist.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum IsaError {
+    /// The processor lacks it.
+    #[error("instruction set `{0}` was asked for, but this processor does not have it")]
+    Unavailable(Isa),
+    /// No such name.
+    #[error("KERNELS_ISA is `{0}`; it must be `portable`, `avx2` or `avx512`")]
+    Unknown(String),
+}
+
+impl Isa {
+    /// All instruction sets, from the narrowest to the widest.
+    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+
+    /// Whether this machine can run it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+            Self::Avx2 => Level::new().as_avx2().is_some(),
+            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+            Self::Avx512 => Level::new().as_avx512().is_some(),
+            #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
+            _ => false,
+        }
+    }
+
+    /// The instruction sets that this machine can run, from the narrowest to the widest.
+    pub fn available() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|isa| isa.is_available())
+    }
+
+    /// The instruction set that kernels use unless told otherwise: the one that the environment
+    /// variable `KERNELS_ISA` names, or the widest this machine has. Read once per process.
+    ///
+    /// # Errors
+    /// [`IsaError`] if the variable names an unknown or missing instruction set: a path that was
+    /// asked for is never replaced by another.
+    pub fn active() -> Result<Self, IsaError> {
+        static ACTIVE: OnceLock<Result<Isa, IsaError>> = OnceLock::new();
+        ACTIVE.get_or_init(|| Self::from_variable(std::env::var(VARIABLE).ok().as_deref())).clone()
+    }
+
+    fn from_variable(value: Option<&str>) -> Result<Self, IsaError> {
+        let Some(name) = value else {
+            return Ok(Self::available().last().unwrap_or(Self::Portable));
+        };
+        let isa: Self = name.parse()?;
+        if isa.is_available() { Ok(isa) } else { Err(IsaError::Unavailable(isa)) }
+    }
+
+    /// The name that `KERNELS_ISA` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Isa {
+    type Err = IsaError;
+
+    fn from_str(name: &str) -> Result<Self, IsaError> {
+        Self::ALL
+            .into_iter()
+            .find(|isa| isa.name() == name)
+            .ok_or_else(|| IsaError::Unknown(name.to_owned()))
+    }
+}
+
+/// A computation written once for all instruction sets.
+pub trait Kernel {
+    /// What it returns.
+    type Output;
+
+    /// Runs on the instruction set that `simd` stands for.
+    ///
+    /// Called outside any `#[target_feature]`: wrap the hot parts in [`Simd::vectorize`] and mark
+    /// everything they call `#[inline(always)]`, or they compile for the target's baseline.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Runs `kernel` on `isa`.
+///
+/// # Errors
+/// [`IsaError::Unavailable`] if this machine does not have it.
+pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> Result<K::Output, IsaError> {
+    match isa {
+        Isa::Portable => Ok(run_portable(kernel)),
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        Isa::Avx2 => match Level::new().as_avx2() {
+            Some(simd) => Ok(kernel.run(simd)),
+            None => Err(IsaError::Unavailable(isa)),
+        },
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        Isa::Avx512 => match Level::new().as_avx512() {
+            Some(simd) => Ok(kernel.run(simd)),
+            None => Err(IsaError::Unavailable(isa)),
+        },
+        #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
+        _ => Err(IsaError::Unavailable(isa)),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn run_portable<K: Kernel>(kernel: K) -> K::Output {
+    let sse2 = Level::new().as_sse2().expect("x86-64 always has SSE2");
+    kernel.run(sse2)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn run_portable<K: Kernel>(kernel: K) -> K::Output {
+    fearless_simd::dispatch!(Level::baseline(), simd => kernel.run(simd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variable_selects_or_names_the_mistake() {
+        assert_eq!(Isa::from_variable(None), Ok(Isa::available().last().unwrap()));
+        assert_eq!(Isa::from_variable(Some("portable")), Ok(Isa::Portable));
+        assert_eq!(Isa::from_variable(Some("sse9")), Err(IsaError::Unknown("sse9".to_owned())));
+        for isa in Isa::ALL {
+            let expected = if isa.is_available() { Ok(isa) } else { Err(IsaError::Unavailable(isa)) };
+            assert_eq!(Isa::from_variable(Some(isa.name())), expected);
+        }
+    }
+
+    #[test]
+    fn dispatch_runs_the_path_that_was_asked_for() {
+        struct Lanes;
+        impl Kernel for Lanes {
+            type Output = usize;
+            fn run<S: Simd>(self, _: S) -> usize {
+                <S::f32s as fearless_simd::SimdBase<S>>::LEN
+            }
+        }
+        for isa in Isa::available() {
+            let lanes = dispatch(isa, Lanes).unwrap();
+            match isa {
+                Isa::Portable => assert!(lanes <= 4),
+                Isa::Avx2 => assert_eq!(lanes, 8),
+                Isa::Avx512 => assert_eq!(lanes, 16),
+            }
+        }
+    }
+}
