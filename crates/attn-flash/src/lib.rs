@@ -7,6 +7,7 @@ mod mask;
 mod merge;
 mod observe;
 mod options;
+mod reference;
 mod workspace;
 
 // Forward.
@@ -15,6 +16,9 @@ pub use attention::{
 };
 pub use merge::merge_states;
 pub use workspace::Workspace;
+
+// Oracle.
+pub use reference::{attention_naive, attention_reference, attention_varlen_reference};
 
 // Options and errors.
 pub use error::Error;
