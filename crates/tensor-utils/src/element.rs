@@ -16,6 +16,13 @@ pub trait Element: Copy + Debug + Default + PartialEq + Send + Sync + 'static {
     /// The name of the type as Rust writes it.
     const NAME: &'static str;
 
+    /// The distance from 1 to the next larger number; rounding to nearest is off by at most half of
+    /// it, relatively.
+    const EPSILON: f64;
+
+    /// The smallest normal number.
+    const MIN_POSITIVE: f64;
+
     /// Widens to the compute type; exact.
     fn to_acc(self) -> Self::Acc;
 
@@ -27,11 +34,16 @@ pub trait Element: Copy + Debug + Default + PartialEq + Send + Sync + 'static {
 
     /// Rounds from `f64`, to nearest, ties to even.
     fn from_f64(value: f64) -> Self;
+
+    /// The bits of the representation, at the low end.
+    fn bits(self) -> u64;
 }
 
 impl Element for f32 {
     type Acc = f32;
     const NAME: &'static str = "f32";
+    const EPSILON: f64 = f32::EPSILON as f64;
+    const MIN_POSITIVE: f64 = f32::MIN_POSITIVE as f64;
 
     #[inline(always)]
     fn to_acc(self) -> f32 {
@@ -52,11 +64,18 @@ impl Element for f32 {
     fn from_f64(value: f64) -> Self {
         value as f32
     }
+
+    #[inline(always)]
+    fn bits(self) -> u64 {
+        u64::from(self.to_bits())
+    }
 }
 
 impl Element for f64 {
     type Acc = f64;
     const NAME: &'static str = "f64";
+    const EPSILON: f64 = f64::EPSILON;
+    const MIN_POSITIVE: f64 = f64::MIN_POSITIVE;
 
     #[inline(always)]
     fn to_acc(self) -> f64 {
@@ -77,11 +96,18 @@ impl Element for f64 {
     fn from_f64(value: f64) -> Self {
         value
     }
+
+    #[inline(always)]
+    fn bits(self) -> u64 {
+        self.to_bits()
+    }
 }
 
 impl Element for bf16 {
     type Acc = f32;
     const NAME: &'static str = "bf16";
+    const EPSILON: f64 = 1.0 / 128.0;
+    const MIN_POSITIVE: f64 = f32::MIN_POSITIVE as f64;
 
     // A bf16 is the upper half of an f32. `bf16::to_f32` also quiets NaN, a branch that keeps the
     // compiler from vectorising the loop; the shift alone maps NaN to NaN.
@@ -104,11 +130,18 @@ impl Element for bf16 {
     fn from_f64(value: f64) -> Self {
         Self::from_f64(value)
     }
+
+    #[inline(always)]
+    fn bits(self) -> u64 {
+        u64::from(self.to_bits())
+    }
 }
 
 impl Element for f16 {
     type Acc = f32;
     const NAME: &'static str = "f16";
+    const EPSILON: f64 = 1.0 / 1024.0;
+    const MIN_POSITIVE: f64 = 1.0 / 16384.0;
 
     #[inline(always)]
     fn to_acc(self) -> f32 {
@@ -128,5 +161,10 @@ impl Element for f16 {
     #[inline(always)]
     fn from_f64(value: f64) -> Self {
         Self::from_f64(value)
+    }
+
+    #[inline(always)]
+    fn bits(self) -> u64 {
+        u64::from(self.to_bits())
     }
 }

@@ -65,26 +65,34 @@ macro_rules! exp_functions {
 }
 
 exp_functions!(
-    f32, f32s, u32s,
-    exp = exp_f32, nonpositive = exp_nonpositive_f32, reduced = reduced_f32,
-    mantissa = 23, magic = 12_582_912.0 + 127.0,
-    high = 0.693_359_4, low = -2.121_944_4e-4,
-    underflow = -87.3365, overflow = 89.0,
-    q = [
-        0.001_381_459_9,
-        0.008_368_717,
-        0.041_668_388,
-        0.166_665_21,
-        0.499_999_93,
-    ]
+    f32,
+    f32s,
+    u32s,
+    exp = exp_f32,
+    nonpositive = exp_nonpositive_f32,
+    reduced = reduced_f32,
+    mantissa = 23,
+    magic = 12_582_912.0 + 127.0,
+    high = 0.693_359_4,
+    low = -2.121_944_4e-4,
+    underflow = -87.3365,
+    overflow = 89.0,
+    q = [0.001_381_459_9, 0.008_368_717, 0.041_668_388, 0.166_665_21, 0.499_999_93,]
 );
 
 exp_functions!(
-    f64, f64s, u64s,
-    exp = exp_f64, nonpositive = exp_nonpositive_f64, reduced = reduced_f64,
-    mantissa = 52, magic = 6_755_399_441_055_744.0 + 1023.0,
-    high = 0.693_147_180_369_123_8, low = 1.908_214_929_270_587_7e-10,
-    underflow = -708.396_418_5, overflow = 710.0,
+    f64,
+    f64s,
+    u64s,
+    exp = exp_f64,
+    nonpositive = exp_nonpositive_f64,
+    reduced = reduced_f64,
+    mantissa = 52,
+    magic = 6_755_399_441_055_744.0 + 1023.0,
+    high = 0.693_147_180_369_123_8,
+    low = 1.908_214_929_270_587_7e-10,
+    underflow = -708.396_418_5,
+    overflow = 710.0,
     q = [
         2.503_304_872_744_838_8e-8,
         2.763_163_711_559_473_9e-7,

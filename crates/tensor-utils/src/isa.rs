@@ -162,7 +162,8 @@ mod tests {
         assert_eq!(Isa::from_variable(Some("portable")), Ok(Isa::Portable));
         assert_eq!(Isa::from_variable(Some("sse9")), Err(IsaError::Unknown("sse9".to_owned())));
         for isa in Isa::ALL {
-            let expected = if isa.is_available() { Ok(isa) } else { Err(IsaError::Unavailable(isa)) };
+            let expected =
+                if isa.is_available() { Ok(isa) } else { Err(IsaError::Unavailable(isa)) };
             assert_eq!(Isa::from_variable(Some(isa.name())), expected);
         }
     }

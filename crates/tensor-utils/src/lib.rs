@@ -6,6 +6,9 @@ mod float;
 mod isa;
 mod shape;
 
+#[cfg(feature = "testing")]
+pub mod testing;
+
 // Elements and arithmetic.
 pub use element::Element;
 pub use exp::exp_nonpositive_fast;

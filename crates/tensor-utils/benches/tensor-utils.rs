@@ -1,0 +1,3 @@
+//! Benches of the ground floor.
+
+fn main() {}
