@@ -2,12 +2,18 @@
 #![forbid(unsafe_code)]
 
 mod attention;
+mod call;
 mod error;
 mod mask;
 mod merge;
 mod observe;
 mod options;
+mod pack;
 mod reference;
+mod split;
+mod tile;
+mod tiled;
+mod visibility;
 mod workspace;
 
 // Forward.
@@ -26,5 +32,7 @@ pub use mask::{AncestorMask, Coverage, Mask, NoMask, Pair, Tile};
 pub use options::{Options, Tiling, Window};
 
 // For this crate's tests.
+#[doc(hidden)]
+pub use attention::attention_observed;
 #[doc(hidden)]
 pub use observe::{Observer, Step};

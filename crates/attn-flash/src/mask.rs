@@ -132,7 +132,8 @@ impl AncestorMask {
             let (before, row) = bits.split_at_mut(node * words_per_row);
             match usize::try_from(parent) {
                 Ok(parent) if parent < node => {
-                    row[..words_per_row].copy_from_slice(&before[parent * words_per_row..][..words_per_row]);
+                    row[..words_per_row]
+                        .copy_from_slice(&before[parent * words_per_row..][..words_per_row]);
                 }
                 Err(_) if parent == -1 => {}
                 _ => {

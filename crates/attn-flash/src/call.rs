@@ -1,0 +1,172 @@
+//! A checked call: options resolved against the shapes they came with.
+
+use ndarray::{ArrayView2, ArrayView4};
+use tensor_utils::{Element, broadcast_4d, check_not_empty, check_shape};
+
+use crate::{AncestorMask, Error, Mask, Options, Window};
+
+/// The sizes of a call.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    /// Batch entries, or sequences of a packed batch.
+    pub(crate) batch: usize,
+    /// Query heads.
+    pub(crate) heads: usize,
+    /// Key/value heads.
+    pub(crate) key_heads: usize,
+    /// Queries (of the longest sequence).
+    pub(crate) queries: usize,
+    /// Keys (of the longest sequence).
+    pub(crate) keys: usize,
+    /// Head size.
+    pub(crate) d: usize,
+    /// Value size.
+    pub(crate) e: usize,
+}
+
+impl Sizes {
+    /// Query heads that share a key/value head.
+    pub(crate) fn group(&self) -> usize {
+        self.heads / self.key_heads.max(1)
+    }
+}
+
+/// Options of a call, checked, broadcast and in the compute type.
+#[derive(Debug)]
+pub(crate) struct Call<'a, T: Element, M> {
+    pub(crate) sizes: Sizes,
+    pub(crate) scale: T::Acc,
+    pub(crate) causal: bool,
+    pub(crate) query_offset: Option<isize>,
+    pub(crate) window: Window,
+    pub(crate) softcap: Option<T::Acc>,
+    pub(crate) bias: Option<ArrayView4<'a, T>>,
+    pub(crate) mask: Option<ArrayView4<'a, bool>>,
+    pub(crate) key_lengths: Option<&'a [usize]>,
+    pub(crate) alibi_slopes: Option<ArrayView2<'a, T::Acc>>,
+    pub(crate) sinks: Option<&'a [T::Acc]>,
+    pub(crate) tree: Option<&'a AncestorMask>,
+    pub(crate) user_mask: &'a M,
+}
+
+impl<'a, T: Element, M: Mask> Call<'a, T, M> {
+    /// Checks everything but the shapes of `q`, `k`, `v` and the outputs.
+    pub(crate) fn new(options: &'a Options<'_, T, M>, sizes: Sizes) -> Result<Self, Error> {
+        let Sizes { batch, heads, queries, keys, d, .. } = sizes;
+        let scale = options.scale.unwrap_or(1.0 / (d as f64).sqrt());
+        if !scale.is_finite() {
+            return Err(invalid("scale", "a finite number", scale));
+        }
+        if let Some(c) = options.softcap
+            && !(c.is_finite() && c > 0.0)
+        {
+            return Err(invalid("softcap", "a finite number above 0", c));
+        }
+        let target = [batch, heads, queries, keys];
+        let bias = options.bias.as_ref().map(|bias| broadcast_4d("bias", bias, target));
+        let mask = options.mask.as_ref().map(|mask| broadcast_4d("mask", mask, target));
+        if let Some(lengths) = options.key_lengths {
+            check_shape("key_lengths", &[lengths.len()], &[batch])?;
+            if let Some(&length) = lengths.iter().find(|&&length| length > keys) {
+                return Err(invalid("key_lengths", format!("at most the {keys} keys"), length));
+            }
+        }
+        let alibi_slopes = match &options.alibi_slopes {
+            None => None,
+            Some(slopes) => Some(slopes.broadcast((batch, heads)).ok_or_else(|| {
+                tensor_utils::ShapeError::NotBroadcastable {
+                    arg: "alibi_slopes",
+                    expected: vec![batch, heads],
+                    got: slopes.shape().to_vec(),
+                }
+            })?),
+        };
+        if let Some(sinks) = options.sinks {
+            check_shape("sinks", &[sinks.len()], &[heads])?;
+        }
+        Ok(Self {
+            sizes,
+            scale: T::Acc::from_f64(scale),
+            causal: options.causal,
+            query_offset: options.query_offset,
+            window: options.window,
+            softcap: options.softcap.map(T::Acc::from_f64),
+            bias: bias.transpose()?,
+            mask: mask.transpose()?,
+            key_lengths: options.key_lengths,
+            alibi_slopes,
+            sinks: options.sinks,
+            tree: options.tree,
+            user_mask: &options.user_mask,
+        })
+    }
+
+    /// Checks what depends on the numbers of queries and keys of one batch entry.
+    pub(crate) fn check_sequence(
+        &self,
+        batch: usize,
+        queries: usize,
+        keys: usize,
+    ) -> Result<(), Error> {
+        if let Some(tree) = self.tree {
+            if tree.len() != queries {
+                let expected = format!("one node for each of the {queries} queries");
+                return Err(invalid("tree", expected, format!("{} nodes", tree.len())));
+            }
+            if tree.len() > keys {
+                let expected = format!("at most as many nodes as keys, {keys}");
+                return Err(invalid("tree", expected, format!("{} nodes", tree.len())));
+            }
+        }
+        match self.key_lengths.map(|lengths| lengths[batch]) {
+            Some(length) if length > keys => {
+                let expected = format!("at most the {keys} keys of sequence {batch}");
+                Err(invalid("key_lengths", expected, length))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Batch entry `batch` with its own numbers of queries and keys.
+    pub(crate) fn sequence(&self, batch: usize, queries: usize, keys: usize) -> Sequence {
+        let offset = match self.query_offset {
+            Some(offset) => offset as i64,
+            None => keys as i64 - queries as i64,
+        };
+        let key_length = self.key_lengths.map_or(keys, |lengths| lengths[batch]);
+        Sequence { batch, queries, keys, key_length, offset }
+    }
+}
+
+/// One batch entry of a call.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sequence {
+    pub(crate) batch: usize,
+    pub(crate) queries: usize,
+    pub(crate) keys: usize,
+    /// Keys at or past it are masked.
+    pub(crate) key_length: usize,
+    /// Position of query 0.
+    pub(crate) offset: i64,
+}
+
+/// Checks the shapes that all forms of the call have in common.
+pub(crate) fn check_sizes(sizes: &Sizes, q: &[usize], v: &[usize]) -> Result<(), Error> {
+    check_not_empty("q", q, q.len() - 1, "head size")?;
+    check_not_empty("v", v, v.len() - 1, "value size")?;
+    let Sizes { heads, key_heads, .. } = *sizes;
+    let divisible = if key_heads == 0 { heads == 0 } else { heads % key_heads == 0 };
+    if !divisible {
+        return Err(Error::HeadsNotDivisible { query_heads: heads, key_heads });
+    }
+    Ok(())
+}
+
+/// An [`Error::Option`].
+pub(crate) fn invalid(
+    option: &'static str,
+    expected: impl Into<String>,
+    got: impl ToString,
+) -> Error {
+    Error::Option { option, expected: expected.into(), got: got.to_string() }
+}

@@ -1,0 +1,248 @@
+//! Shares a call out over threads: halves the outputs until the parts are small, and lets rayon
+//! steal halves.
+//!
+//! How the work is cut has no influence on the result: a row is computed the same way in any part.
+
+use std::ops::Range;
+
+use ndarray::{ArrayView3, ArrayView4, ArrayViewMut2, ArrayViewMut3, ArrayViewMut4, Axis};
+use tensor_utils::simd::Simd;
+use tensor_utils::{Element, Kernel};
+
+use crate::Mask;
+use crate::call::{Call, Sequence};
+use crate::observe::Observer;
+use crate::tiled::{Inputs, Part, compute_part};
+use crate::workspace::Workspace;
+
+/// Parts a thread, so that one that falls behind has some taken away.
+const PARTS_PER_THREAD: usize = 4;
+/// Queries are cut at multiples of it from the start of the range, to keep register tiles whole.
+const CUT: usize = 12;
+/// What a row costs besides its keys, in keys.
+const ROW_COST: usize = 16;
+
+/// Where queries, keys and values of the batch entries are.
+#[derive(Debug)]
+pub(crate) enum Batch<'a, T> {
+    /// `[B, H, N, D]`, `[B, G, M, D]`, `[B, G, M, E]`.
+    Dense { q: ArrayView4<'a, T>, k: ArrayView4<'a, T>, v: ArrayView4<'a, T> },
+    /// `[total queries, H, D]`, `[total keys, G, D]`, `[total keys, G, E]`, and where each sequence
+    /// begins.
+    Packed {
+        q: ArrayView3<'a, T>,
+        k: ArrayView3<'a, T>,
+        v: ArrayView3<'a, T>,
+        query_offsets: &'a [usize],
+        key_offsets: &'a [usize],
+    },
+}
+
+impl<T> Batch<'_, T> {
+    /// Queries and keys of an entry.
+    pub(crate) fn lengths(&self, entry: usize) -> (usize, usize) {
+        match self {
+            Self::Dense { q, k, .. } => (q.dim().2, k.dim().2),
+            Self::Packed { query_offsets, key_offsets, .. } => (
+                query_offsets[entry + 1] - query_offsets[entry],
+                key_offsets[entry + 1] - key_offsets[entry],
+            ),
+        }
+    }
+}
+
+/// The outputs of some consecutive batch entries, in the layout of the call.
+pub(crate) enum Outputs<'a, T: Element> {
+    Dense { o: ArrayViewMut4<'a, T>, lse: ArrayViewMut3<'a, T::Acc> },
+    Packed { o: ArrayViewMut3<'a, T>, lse: ArrayViewMut2<'a, T::Acc> },
+}
+
+/// A call, ready to run on any instruction set.
+pub(crate) struct Forward<'a, 'c, 'b, 'o, T: Element, M, O> {
+    pub(crate) call: &'a Call<'c, T, M>,
+    pub(crate) batch: &'a Batch<'b, T>,
+    pub(crate) outputs: Outputs<'o, T>,
+    pub(crate) workspace: &'a Workspace<T::Acc>,
+    pub(crate) observer: &'a O,
+}
+
+impl<T: Element, M: Mask, O: Observer<T::Acc>> Kernel for Forward<'_, '_, '_, '_, T, M, O> {
+    type Output = ();
+
+    fn run<S: Simd>(self, simd: S) {
+        let Self { call, batch, outputs, workspace, observer } = self;
+        let cost = |entry| {
+            let (queries, keys) = batch.lengths(entry);
+            let sequence = call.sequence(entry, queries, keys);
+            call.sizes.heads * call.cost(&sequence, 0..queries)
+        };
+        let total: usize = (0..call.sizes.batch).map(cost).sum();
+        let splitter = Splitter {
+            simd,
+            call,
+            batch,
+            workspace,
+            observer,
+            part_cost: total / (PARTS_PER_THREAD * rayon::current_num_threads()),
+        };
+        splitter.split_batch(0..call.sizes.batch, outputs);
+    }
+}
+
+impl<T: Element, M: Mask> Call<'_, T, M> {
+    /// Estimate of the time that one head needs for some queries, in keys.
+    fn cost(&self, sequence: &Sequence, queries: Range<usize>) -> usize {
+        queries.map(|query| self.interval(sequence, query).len() + ROW_COST).sum()
+    }
+}
+
+struct Splitter<'a, 'c, 'b, S, T: Element, M, O> {
+    simd: S,
+    call: &'a Call<'c, T, M>,
+    batch: &'a Batch<'b, T>,
+    workspace: &'a Workspace<T::Acc>,
+    observer: &'a O,
+    /// Cost below which a part is not cut for the sake of balance.
+    part_cost: usize,
+}
+
+impl<S: Simd, T: Element, M: Mask, O: Observer<T::Acc>> Splitter<'_, '_, '_, S, T, M, O> {
+    fn split_batch(&self, entries: Range<usize>, outputs: Outputs<'_, T>) {
+        if entries.is_empty() {
+            return;
+        }
+        if entries.len() == 1 {
+            return self.entry(entries.start, outputs);
+        }
+        let middle = entries.start + entries.len() / 2;
+        let (left, right) = match (outputs, self.batch) {
+            (Outputs::Packed { o, lse }, Batch::Packed { query_offsets, .. }) => {
+                let rows = query_offsets[middle] - query_offsets[entries.start];
+                let (o, o_right) = o.split_at(Axis(0), rows);
+                let (lse, lse_right) = lse.split_at(Axis(0), rows);
+                (Outputs::Packed { o, lse }, Outputs::Packed { o: o_right, lse: lse_right })
+            }
+            (Outputs::Dense { o, lse }, _) => {
+                let (o, o_right) = o.split_at(Axis(0), entries.len() / 2);
+                let (lse, lse_right) = lse.split_at(Axis(0), entries.len() / 2);
+                (Outputs::Dense { o, lse }, Outputs::Dense { o: o_right, lse: lse_right })
+            }
+            (Outputs::Packed { .. }, Batch::Dense { .. }) => {
+                unreachable!("outputs have the layout of the inputs")
+            }
+        };
+        rayon::join(
+            || self.split_batch(entries.start..middle, left),
+            || self.split_batch(middle..entries.end, right),
+        );
+    }
+
+    /// One batch entry, as heads first arrays.
+    fn entry(&self, entry: usize, outputs: Outputs<'_, T>) {
+        let (queries, keys) = self.batch.lengths(entry);
+        let sequence = self.call.sequence(entry, queries, keys);
+        let (o, lse) = match outputs {
+            Outputs::Dense { o, lse } => {
+                (o.index_axis_move(Axis(0), 0), lse.index_axis_move(Axis(0), 0))
+            }
+            Outputs::Packed { o, lse } => (o.permuted_axes([1, 0, 2]), lse.reversed_axes()),
+        };
+        let (q, k, v) = match self.batch {
+            Batch::Dense { q, k, v } => (
+                q.index_axis(Axis(0), entry),
+                k.index_axis(Axis(0), entry),
+                v.index_axis(Axis(0), entry),
+            ),
+            Batch::Packed { q, k, v, query_offsets, key_offsets } => {
+                let queries = query_offsets[entry]..query_offsets[entry + 1];
+                let keys = key_offsets[entry]..key_offsets[entry + 1];
+                (
+                    q.slice_axis(Axis(0), queries.into()).permuted_axes([1, 0, 2]),
+                    k.slice_axis(Axis(0), keys.clone().into()).permuted_axes([1, 0, 2]),
+                    v.slice_axis(Axis(0), keys.into()).permuted_axes([1, 0, 2]),
+                )
+            }
+        };
+        let tiling = self.workspace.tiling();
+        let inputs = Inputs {
+            call: self.call,
+            isa: self.workspace.isa(),
+            key_block: tiling.key_block,
+            q,
+            k,
+            v,
+        };
+        self.split_heads(&inputs, sequence, 0..self.call.sizes.key_heads, o, lse);
+    }
+
+    fn split_heads(
+        &self,
+        inputs: &Inputs<'_, '_, T, M>,
+        sequence: Sequence,
+        key_heads: Range<usize>,
+        o: ArrayViewMut3<'_, T>,
+        lse: ArrayViewMut2<'_, T::Acc>,
+    ) {
+        if key_heads.is_empty() || sequence.queries == 0 {
+            return;
+        }
+        let group = self.call.sizes.group();
+        if key_heads.len() == 1 {
+            let part = Part {
+                sequence,
+                key_head: key_heads.start,
+                first_head: key_heads.start * group,
+                queries: 0..sequence.queries,
+            };
+            return self.split_queries(inputs, part, o, lse);
+        }
+        let half = key_heads.len() / 2;
+        let middle = key_heads.start + half;
+        let (o, o_right) = o.split_at(Axis(0), half * group);
+        let (lse, lse_right) = lse.split_at(Axis(0), half * group);
+        rayon::join(
+            || self.split_heads(inputs, sequence, key_heads.start..middle, o, lse),
+            || self.split_heads(inputs, sequence, middle..key_heads.end, o_right, lse_right),
+        );
+    }
+
+    fn split_queries(
+        &self,
+        inputs: &Inputs<'_, '_, T, M>,
+        part: Part,
+        o: ArrayViewMut3<'_, T>,
+        lse: ArrayViewMut2<'_, T::Acc>,
+    ) {
+        let group = self.call.sizes.group();
+        let cost = group * self.call.cost(&part.sequence, part.queries.clone());
+        let rows = group * part.queries.len();
+        let too_large = rows > self.workspace.tiling().query_block || cost > self.part_cost;
+        if !too_large || part.queries.len() <= CUT {
+            let scratch = &mut *self.workspace.slot();
+            return compute_part(self.simd, inputs, &part, o, lse, scratch, self.observer);
+        }
+        let middle = self.balanced_cut(&part);
+        let (o, o_right) = o.split_at(Axis(1), middle - part.queries.start);
+        let (lse, lse_right) = lse.split_at(Axis(1), middle - part.queries.start);
+        let left = Part { queries: part.queries.start..middle, ..part.clone() };
+        let right = Part { queries: middle..part.queries.end, ..part };
+        rayon::join(
+            || self.split_queries(inputs, left, o, lse),
+            || self.split_queries(inputs, right, o_right, lse_right),
+        );
+    }
+
+    /// Where to cut the queries of a part so that both sides cost about the same.
+    fn balanced_cut(&self, part: &Part) -> usize {
+        let Range { start, end } = part.queries;
+        let half = self.call.cost(&part.sequence, start..end) / 2;
+        let mut cost = 0;
+        let mut middle = start;
+        while cost < half {
+            cost += self.call.cost(&part.sequence, middle..middle + 1);
+            middle += 1;
+        }
+        let whole_tiles = (middle - start).next_multiple_of(CUT);
+        start + whole_tiles.clamp(CUT, (end - start - 1) / CUT * CUT)
+    }
+}

@@ -1,0 +1,224 @@
+//! The arithmetic of one tile: a few query rows against one packed block of keys.
+//!
+//! Everything here is inlined into [`Simd::vectorize`] by the caller.
+
+use std::array;
+use std::ops::Range;
+
+use tensor_utils::Float;
+use tensor_utils::simd::{Simd, SimdBase, SimdFloat, SimdFrom};
+
+use crate::pack::lanes;
+
+/// Heights of register tiles, largest first. With 64-byte vectors the largest keeps 24 of 32
+/// registers as sums, else 12 of 16. The last is 1, so any number of rows can be cut into tiles.
+pub(crate) const fn heights<S: Simd, A: Float>() -> [usize; 3] {
+    if lanes::<S, A>() * size_of::<A>() == 64 { [12, 4, 1] } else { [6, 2, 1] }
+}
+
+/// A packed block of keys and values; see [`crate::pack`] for the layouts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Block<'a, A> {
+    /// Panels of keys.
+    pub(crate) keys: &'a [A],
+    /// Panels of values.
+    pub(crate) values: &'a [A],
+    /// Keys that a panel of values has room for, and row stride of the scores.
+    pub(crate) capacity: usize,
+    /// Head size.
+    pub(crate) d: usize,
+    /// Value size, rounded up to lanes; row stride of the outputs.
+    pub(crate) e: usize,
+}
+
+/// `scores[i, j] = q_i . k_j` (eq. 1) for the columns of whole panels `columns`.
+///
+/// Each score is one chain of fused multiply-adds over `d`, whatever the height of the tile, so a
+/// row has the same bits alone and among others.
+#[inline(always)]
+pub(crate) fn score_tile<S: Simd, A: Float, const ROWS: usize>(
+    simd: S,
+    queries: &[A],
+    block: Block<'_, A>,
+    columns: Range<usize>,
+    scores: &mut [A],
+) {
+    let lanes = lanes::<S, A>();
+    let width = 2 * lanes;
+    let (queries, _) = queries.as_chunks::<ROWS>();
+    let queries = &queries[..block.d];
+    for column in columns.step_by(width) {
+        let panel = &block.keys[column * block.d..][..block.d * width];
+        let mut sums = [[A::Vector::<S>::simd_from(simd, A::ZERO); 2]; ROWS];
+        for (q, k) in queries.iter().zip(panel.chunks_exact(width)) {
+            let k0 = A::Vector::<S>::from_slice(simd, &k[..lanes]);
+            let k1 = A::Vector::<S>::from_slice(simd, &k[lanes..]);
+            for i in 0..ROWS {
+                let q = A::Vector::<S>::simd_from(simd, q[i]);
+                sums[i][0] = q.mul_add(k0, sums[i][0]);
+                sums[i][1] = q.mul_add(k1, sums[i][1]);
+            }
+        }
+        for (row, sums) in scores.chunks_exact_mut(block.capacity).zip(&sums) {
+            let (low, high) = row[column..][..width].split_at_mut(lanes);
+            sums[0].store_slice(low);
+            sums[1].store_slice(high);
+        }
+    }
+}
+
+/// One step of the online softmax for each row (eqs. 4 to 6): `scores` become `exp(s - m)`, `m` and
+/// `l` move on, and the factors `exp(m_old - m_new)` for the sums so far are returned.
+#[inline(always)]
+pub(crate) fn softmax_tile<S: Simd, A: Float, const ROWS: usize>(
+    simd: S,
+    stride: usize,
+    columns: Range<usize>,
+    scores: &mut [A],
+    m: &mut [A],
+    l: &mut [A],
+) -> [A; ROWS] {
+    let lanes = lanes::<S, A>();
+    let splat = |x: A| A::Vector::<S>::simd_from(simd, x);
+    let mut corrections = [A::ONE; ROWS];
+    for (i, row) in scores.chunks_exact_mut(stride).take(ROWS).enumerate() {
+        let row = &mut row[columns.clone()];
+        let mut maxima = [splat(A::NEG_INFINITY); 2];
+        for pair in row.chunks_exact(2 * lanes) {
+            // The second operand wins over NaN; the NaN shows in the exponential below.
+            maxima[0] = A::Vector::<S>::from_slice(simd, &pair[..lanes]).max(maxima[0]);
+            maxima[1] = A::Vector::<S>::from_slice(simd, &pair[lanes..]).max(maxima[1]);
+        }
+        let block_max = maxima[0].max(maxima[1]).reduce_max();
+        let m_new = if block_max > m[i] { block_max } else { m[i] };
+        // Nothing seen so far: -inf - -inf would be NaN, while every weight is 0 against any
+        // finite reference.
+        let reference = if m_new == A::NEG_INFINITY { A::ZERO } else { m_new };
+        corrections[i] = m[i] - reference;
+        m[i] = m_new;
+
+        let reference = splat(reference);
+        let mut sums = [splat(A::ZERO); 2];
+        for pair in row.chunks_exact_mut(2 * lanes) {
+            let (low, high) = pair.split_at_mut(lanes);
+            let p0 = A::exp_nonpositive_vector(simd, A::Vector::from_slice(simd, low) - reference);
+            let p1 = A::exp_nonpositive_vector(simd, A::Vector::from_slice(simd, high) - reference);
+            p0.store_slice(low);
+            p1.store_slice(high);
+            sums[0] += p0;
+            sums[1] += p1;
+        }
+        let sum = (sums[0] + sums[1]).reduce_sum();
+        corrections[i] = exp_one(simd, corrections[i]);
+        l[i] = l[i] * corrections[i] + sum;
+    }
+    corrections
+}
+
+/// `e^x` of one number by the same arithmetic as that of a vector.
+#[inline(always)]
+fn exp_one<S: Simd, A: Float>(simd: S, x: A) -> A {
+    A::exp_nonpositive_vector(simd, A::Vector::<S>::simd_from(simd, x))[0]
+}
+
+/// `o_i = o_i * correction_i + sum_j p_ij v_j` (eq. 7) over the keys `columns`.
+#[inline(always)]
+pub(crate) fn value_tile<S: Simd, A: Float, const ROWS: usize>(
+    simd: S,
+    block: Block<'_, A>,
+    columns: Range<usize>,
+    weights: &[A],
+    corrections: &[A; ROWS],
+    o: &mut [A],
+) {
+    let lanes = lanes::<S, A>();
+    let width = 2 * lanes;
+    let rows: [&[A]; ROWS] =
+        array::from_fn(|i| &weights[i * block.capacity + columns.start..][..columns.len()]);
+    let whole = block.e / width * width;
+    for column in (0..whole).step_by(width) {
+        let panel = &block.values[column * block.capacity..][..block.capacity * width];
+        let panel = &panel[columns.start * width..columns.end * width];
+        value_columns::<S, A, ROWS, 2>(simd, rows, panel, corrections, o, block.e, column);
+    }
+    if whole < block.e {
+        let panel = &block.values[whole * block.capacity..][..block.capacity * lanes];
+        let panel = &panel[columns.start * lanes..columns.end * lanes];
+        value_columns::<S, A, ROWS, 1>(simd, rows, panel, corrections, o, block.e, whole);
+    }
+}
+
+/// [`value_tile`] for one panel of `VECTORS` vectors.
+#[inline(always)]
+fn value_columns<S: Simd, A: Float, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    rows: [&[A]; ROWS],
+    panel: &[A],
+    corrections: &[A; ROWS],
+    o: &mut [A],
+    stride: usize,
+    column: usize,
+) {
+    let lanes = lanes::<S, A>();
+    let mut sums = [[A::Vector::<S>::simd_from(simd, A::ZERO); VECTORS]; ROWS];
+    for (j, v) in (0..rows[0].len()).zip(panel.chunks_exact(VECTORS * lanes)) {
+        let v: [A::Vector<S>; VECTORS] =
+            array::from_fn(|c| A::Vector::from_slice(simd, &v[c * lanes..][..lanes]));
+        for i in 0..ROWS {
+            let p = A::Vector::<S>::simd_from(simd, rows[i][j]);
+            for c in 0..VECTORS {
+                sums[i][c] = p.mul_add(v[c], sums[i][c]);
+            }
+        }
+    }
+    for (i, row) in o.chunks_exact_mut(stride).take(ROWS).enumerate() {
+        let correction = A::Vector::<S>::simd_from(simd, corrections[i]);
+        for (c, out) in row[column..][..VECTORS * lanes].chunks_exact_mut(lanes).enumerate() {
+            let old = A::Vector::<S>::from_slice(simd, out);
+            old.mul_add(correction, sums[i][c]).store_slice(out);
+        }
+    }
+}
+
+/// [`value_tile`] for one row of a block that holds NaN or infinite values: a key that the row does
+/// not see is left out, not multiplied by 0. `scores` are those before the exponential. Adds in the
+/// same order as the tile, so that the other keys give the same bits.
+#[inline(always)]
+pub(crate) fn value_row<S: Simd, A: Float>(
+    simd: S,
+    block: Block<'_, A>,
+    columns: Range<usize>,
+    scores: &[A],
+    weights: &[A],
+    correction: A,
+    o: &mut [A],
+) {
+    let lanes = lanes::<S, A>();
+    let width = 2 * lanes;
+    let correction = A::Vector::<S>::simd_from(simd, correction);
+    for (c, out) in o[..block.e].chunks_exact_mut(lanes).enumerate() {
+        let panel = c * lanes / width * width;
+        let panel_width = width.min(block.e - panel);
+        let mut sum = A::Vector::<S>::simd_from(simd, A::ZERO);
+        for j in columns.clone() {
+            if scores[j] != A::NEG_INFINITY {
+                let at = panel * block.capacity + j * panel_width + c * lanes % width;
+                let v = A::Vector::<S>::from_slice(simd, &block.values[at..][..lanes]);
+                sum = A::Vector::<S>::simd_from(simd, weights[j]).mul_add(v, sum);
+            }
+        }
+        A::Vector::<S>::from_slice(simd, out).mul_add(correction, sum).store_slice(out);
+    }
+}
+
+/// `out = o / l`; 0 where `l` is 0, because nothing was visible.
+#[inline(always)]
+pub(crate) fn normalise<S: Simd, A: Float>(simd: S, o: &mut [A], l: A) {
+    if l == A::ZERO {
+        return o.fill(A::ZERO);
+    }
+    let l = A::Vector::<S>::simd_from(simd, l);
+    for out in o.chunks_exact_mut(lanes::<S, A>()) {
+        (A::Vector::<S>::from_slice(simd, out) / l).store_slice(out);
+    }
+}

@@ -1,0 +1,149 @@
+//! Which keys a query sees, and what the options make of a score.
+//!
+//! Causality, window and key length leave one interval of keys to a query; it is found without
+//! looking at scores, so tiles outside cost nothing. The other masks are read pair by pair.
+
+use std::ops::Range;
+
+use ndarray::{ArrayView1, ArrayView4, Axis};
+use tensor_utils::simd::{Simd, SimdBase, SimdFrom};
+use tensor_utils::{Element, Float};
+
+use crate::call::{Call, Sequence};
+use crate::pack::lanes;
+use crate::{Mask, Pair};
+
+impl<T: Element, M: Mask> Call<'_, T, M> {
+    /// The keys that query `query` may see as far as position and length go; empty ranges are
+    /// `0..0`.
+    pub(crate) fn interval(&self, sequence: &Sequence, query: usize) -> Range<usize> {
+        let position = sequence.offset.saturating_add(query as i64);
+        let reach = |keys: usize| i64::try_from(keys).unwrap_or(i64::MAX);
+        let mut end = sequence.key_length as i64;
+        if self.causal {
+            end = end.min(position.saturating_add(1));
+        }
+        if let Some(right) = self.window.right {
+            end = end.min(position.saturating_add(reach(right)).saturating_add(1));
+        }
+        if self.tree.is_some() {
+            end = end.min((sequence.keys - sequence.queries + query + 1) as i64);
+        }
+        let start = match self.window.left {
+            Some(left) => position.saturating_sub(reach(left)).max(0),
+            None => 0,
+        };
+        if start < end { start as usize..end as usize } else { 0..0 }
+    }
+
+    /// Whether there is more to a score than scale and interval.
+    pub(crate) fn adjusts_scores(&self) -> bool {
+        self.softcap.is_some()
+            || self.bias.is_some()
+            || self.alibi_slopes.is_some()
+            || self.mask.is_some()
+            || self.tree.is_some()
+    }
+
+    /// Turns scaled dot products of one query with the keys `keys` into scores: softcap, bias and
+    /// ALiBi, then `-inf` where the pair is masked. `user_mask` says whether to ask it.
+    #[inline(always)]
+    pub(crate) fn adjust_scores<S: Simd>(
+        &self,
+        simd: S,
+        sequence: &Sequence,
+        head: usize,
+        query: usize,
+        keys: Range<usize>,
+        scores: &mut [T::Acc],
+        user_mask: bool,
+    ) {
+        let batch = sequence.batch;
+        if let Some(cap) = self.softcap {
+            softcap(simd, cap, scores);
+        }
+        if let Some(bias) = &self.bias {
+            add_bias(pairs(bias, batch, head, query, &keys), scores);
+        }
+        if let Some(slopes) = &self.alibi_slopes {
+            let position = sequence.offset.saturating_add(query as i64);
+            add_alibi(slopes[[batch, head]], position, keys.clone(), scores);
+        }
+        if let Some(mask) = &self.mask {
+            hide(scores, pairs(mask, batch, head, query, &keys).iter().copied());
+        }
+        if let Some(tree) = self.tree {
+            let context = sequence.keys - sequence.queries;
+            let visible = |key| key < context || tree.contains(query, key - context);
+            hide(scores, keys.clone().map(visible));
+        }
+        if user_mask {
+            let visible = |key| self.user_mask.visible(Pair { batch, head, query, key });
+            hide(scores, keys.map(visible));
+        }
+    }
+}
+
+/// The entries of a `[B, H, N, M]` array for one query and some keys.
+#[inline(always)]
+fn pairs<'a, T>(
+    array: &ArrayView4<'a, T>,
+    batch: usize,
+    head: usize,
+    query: usize,
+    keys: &Range<usize>,
+) -> ArrayView1<'a, T> {
+    let row = array
+        .clone()
+        .index_axis_move(Axis(0), batch)
+        .index_axis_move(Axis(0), head)
+        .index_axis_move(Axis(0), query);
+    row.slice_axis_move(Axis(0), keys.clone().into())
+}
+
+/// `s = c tanh(s / c)`.
+#[inline(always)]
+fn softcap<S: Simd, A: Float>(simd: S, cap: A, scores: &mut [A]) {
+    let lanes = lanes::<S, A>();
+    let cap = A::Vector::<S>::simd_from(simd, cap);
+    let (whole, rest) = scores.split_at_mut(scores.len() / lanes * lanes);
+    for chunk in whole.chunks_exact_mut(lanes) {
+        let s = A::Vector::<S>::from_slice(simd, chunk);
+        (A::tanh_vector(simd, s / cap) * cap).store_slice(chunk);
+    }
+    // The same arithmetic for the rest, so that bits do not depend on where a range ends.
+    for s in rest {
+        let x = A::Vector::<S>::simd_from(simd, *s);
+        *s = (A::tanh_vector(simd, x / cap) * cap)[0];
+    }
+}
+
+/// Adds the bias; `-inf` masks, also where the score is NaN.
+#[inline(always)]
+fn add_bias<T: Element>(bias: ArrayView1<'_, T>, scores: &mut [T::Acc]) {
+    let add = |s: &mut T::Acc, bias: &T| {
+        let bias = bias.to_acc();
+        *s = if bias == T::Acc::NEG_INFINITY { bias } else { *s + bias };
+    };
+    match bias.to_slice() {
+        Some(bias) => scores.iter_mut().zip(bias).for_each(|(s, bias)| add(s, bias)),
+        None => scores.iter_mut().zip(bias).for_each(|(s, bias)| add(s, bias)),
+    }
+}
+
+/// Subtracts `slope` times the distance between query and key.
+#[inline(always)]
+fn add_alibi<A: Float>(slope: A, position: i64, keys: Range<usize>, scores: &mut [A]) {
+    for (s, key) in scores.iter_mut().zip(keys) {
+        let distance = (key as i64).abs_diff(position);
+        *s = *s - slope * A::from_f64(distance as f64);
+    }
+}
+
+/// `-inf` where not visible.
+#[inline(always)]
+fn hide<A: Float>(scores: &mut [A], visible: impl Iterator<Item = bool>) {
+    for (s, visible) in scores.iter_mut().zip(visible) {
+        *s = if visible { *s } else { A::NEG_INFINITY };
+    }
+}
