@@ -1,2 +1,34 @@
-//! Runner.
-fn main(){}
+//! The workspace's tasks; `cargo xtask --help` lists them.
+#![forbid(unsafe_code)]
+
+mod cases;
+mod compare;
+mod tidy;
+mod verify_all;
+mod verify_cases;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+/// Check the kernels, and compare them with others
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    VerifyAll(verify_all::Args),
+    VerifyCases(verify_cases::Args),
+    Compare(compare::Args),
+    /// Check the rules of this workspace that the compiler does not know
+    Tidy,
+}
+
+fn main() -> Result<ExitCode> {
+    match Task::parse() {
+        Task::VerifyAll(args) => verify_all::run(&args),
+        Task::VerifyCases(args) => Ok(verify_cases::run(&args)),
+        Task::Compare(args) => compare::run(&args),
+        Task::Tidy => tidy::run(),
+    }
+}

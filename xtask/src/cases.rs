@@ -1,0 +1,118 @@
+//! Case files: one recorded call of a kernel, with the answer of a system that is not this one.
+//!
+//! A case is a `.safetensors` file with inputs `in.*`, expected outputs `out.*` and, in its
+//! metadata, the kernel, its parameters and the tolerance. To make a kernel checkable, write an
+//! adapter (`attn_flash.rs` is one) that calls the kernel's public API, and add a line to
+//! [`KERNELS`].
+
+mod attn_flash;
+mod check;
+mod file;
+mod inputs;
+mod tensor;
+
+use std::any::Any;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+pub(crate) use check::Agreement;
+use file::CaseFile;
+use inputs::Inputs;
+use tensor::Output;
+pub(crate) use tensor::{Stored, Tensor};
+
+/// Computes a kernel's outputs from the inputs of a case.
+///
+/// It takes what it knows from the [`Inputs`]; what it leaves there is unknown and an error.
+type Adapter = fn(&mut Inputs<'_>) -> Result<Vec<Output>>;
+
+/// A kernel that cases may name.
+pub(crate) struct Kernel {
+    /// What the case files call it.
+    name: &'static str,
+    /// The crate that computes it.
+    package: &'static str,
+    run: Adapter,
+}
+
+/// Every kernel that has an adapter.
+const KERNELS: &[Kernel] =
+    &[Kernel { name: "attn-flash", package: "attn-flash", run: attn_flash::run }];
+
+/// What came of a case that could be run.
+pub(crate) struct Checked {
+    /// The kernel it names.
+    pub(crate) kernel: &'static str,
+    /// How close the outputs came, or the message of a panic.
+    pub(crate) outcome: Result<Agreement, String>,
+}
+
+/// Runs the case in `path` and compares every output it records.
+///
+/// An error means that there was nothing to compare: the file cannot be read, is not a case, or
+/// asks for something that does not exist.
+pub(crate) fn run(path: &Path) -> Result<Checked> {
+    let bytes = read(path)?;
+    let case = CaseFile::parse(&bytes)?;
+    let kernel = lookup(&case.kernel)?;
+    let mut inputs = Inputs::new(&case);
+    let outputs = match catch_unwind(AssertUnwindSafe(|| (kernel.run)(&mut inputs))) {
+        Ok(outputs) => outputs?,
+        Err(panic) => {
+            return Ok(Checked { kernel: kernel.name, outcome: Err(panic_message(&*panic)) });
+        }
+    };
+    inputs.finish()?;
+
+    let mut agreement = Agreement::default();
+    for (name, wanted) in &case.outputs {
+        let got = outputs.iter().find(|output| output.name == name).with_context(|| {
+            let known: Vec<_> =
+                outputs.iter().map(|output| format!("out.{}", output.name)).collect();
+            format!("unknown tensor `out.{name}`: {} computes {}", kernel.name, known.join(", "))
+        })?;
+        ensure!(
+            wanted.dtype == got.dtype,
+            "`out.{name}` is {:?}, expected {:?} for these inputs",
+            wanted.dtype,
+            got.dtype,
+        );
+        ensure!(
+            wanted.shape == got.shape,
+            "`out.{name}` has shape {:?}, expected {:?} for these inputs",
+            wanted.shape,
+            got.shape,
+        );
+        agreement.add(name, &got.shape, &got.values, &wanted.values()?, case.tolerance);
+    }
+    Ok(Checked { kernel: kernel.name, outcome: Ok(agreement) })
+}
+
+/// The crate that computes the kernel which the case in `path` names; `None`: unknown kernel.
+pub(crate) fn package(path: &Path) -> Result<Option<&'static str>> {
+    let bytes = read(path)?;
+    let case = CaseFile::parse(&bytes)?;
+    Ok(lookup(&case.kernel).ok().map(|kernel| kernel.package))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    ensure!(path.is_file(), "not a regular file");
+    fs::read(path).map_err(|error| anyhow!("cannot be read: {error}"))
+}
+
+fn lookup(name: &str) -> Result<&'static Kernel> {
+    let Some(kernel) = KERNELS.iter().find(|kernel| kernel.name == name) else {
+        let known: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
+        bail!("unknown kernel `{name}`; known: {}", known.join(", "));
+    };
+    Ok(kernel)
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let message = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("the kernel panicked: {}", message.unwrap_or("no message"))
+}

@@ -1,0 +1,93 @@
+//! The forward pass of attention.
+
+use anyhow::{Context, Result, bail, ensure};
+use attn_flash::{AncestorMask, Options, Window, attention};
+use half::{bf16, f16};
+use ndarray::{Array1, Array4, ArrayD, Ix1, IxDyn};
+use safetensors::Dtype;
+use serde::Deserialize;
+use tensor_utils::Element;
+
+use super::inputs::{Inputs, expect_shape};
+use super::tensor::{Output, Stored};
+
+#[derive(Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+struct Params {
+    causal: bool,
+    scale: Option<f64>,
+    window: Option<usize>,
+    softcap: Option<f64>,
+}
+
+/// Computes `o` and `lse` in the type of `in.q`.
+pub(super) fn run(inputs: &mut Inputs<'_>) -> Result<Vec<Output>> {
+    match inputs.dtype("q")? {
+        Dtype::F64 => run_as::<f64>(inputs),
+        Dtype::F32 => run_as::<f32>(inputs),
+        Dtype::F16 => run_as::<f16>(inputs),
+        Dtype::BF16 => run_as::<bf16>(inputs),
+        other => bail!("`in.q` is {other:?}, expected F64, F32, F16 or BF16"),
+    }
+}
+
+fn run_as<T: Element<Acc: Stored> + Stored>(inputs: &mut Inputs<'_>) -> Result<Vec<Output>> {
+    let params: Params = inputs.params()?;
+    let q: Array4<T> = inputs.array("q")?;
+    let k: Array4<T> = inputs.array("k")?;
+    let v: Array4<T> = inputs.array("v")?;
+    let (batch, heads, queries, _) = q.dim();
+    let keys = k.dim().2;
+    let pair_shapes: [&[usize]; 2] = [&[queries, keys], &[batch, heads, queries, keys]];
+
+    let bias: Option<ArrayD<T>> = inputs.optional_widened::<T, IxDyn>("bias")?;
+    if let Some(bias) = &bias {
+        expect_shape("bias", bias, &pair_shapes)?;
+    }
+    let mask = inputs.optional_booleans("mask")?;
+    if let Some(mask) = &mask {
+        expect_shape("mask", mask, &pair_shapes)?;
+    }
+    let key_lengths = inputs.optional::<i64, Ix1>("kv_len")?.map(lengths).transpose()?;
+    let sinks = inputs.optional_widened::<T::Acc, Ix1>("sink")?.map(|sinks| sinks.to_vec());
+    let tree = match inputs.optional::<i64, Ix1>("tree_parents")? {
+        Some(parents) => {
+            expect_shape("tree_parents", &parents.clone().into_dyn(), &[&[queries]])?;
+            let tree = AncestorMask::from_parents(&parents.to_vec());
+            Some(tree.context("`in.tree_parents` is not a tree")?)
+        }
+        None => None,
+    };
+
+    let options = Options {
+        scale: params.scale,
+        causal: params.causal,
+        window: window(&params)?,
+        softcap: params.softcap,
+        bias: bias.as_ref().map(|bias| bias.view()),
+        mask: mask.as_ref().map(|mask| mask.view()),
+        key_lengths: key_lengths.as_deref(),
+        sinks: sinks.as_deref(),
+        tree: tree.as_ref(),
+        ..Options::default()
+    };
+    let result = attention(q.view(), k.view(), v.view(), &options)?;
+    Ok(vec![Output::new("o", result.o), Output::new("lse", result.lse)])
+}
+
+/// A case's window of `w` keys reaches `w - 1` to the left and, unless the mask is causal, to the
+/// right.
+fn window(params: &Params) -> Result<Window> {
+    let Some(width) = params.window else { return Ok(Window::default()) };
+    ensure!(width >= 1, "the parameter `window` is 0, expected at least 1");
+    let reach = Some(width - 1);
+    Ok(Window { left: reach, right: if params.causal { None } else { reach } })
+}
+
+fn lengths(lengths: Array1<i64>) -> Result<Vec<usize>> {
+    let convert = |length: i64| {
+        usize::try_from(length)
+            .with_context(|| format!("`in.kv_len` contains {length}, expected at least 0"))
+    };
+    lengths.into_iter().map(convert).collect()
+}

@@ -1,0 +1,109 @@
+//! What an adapter takes its inputs from: typed, named in every error, and nothing left over.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail};
+use ndarray::{Array, ArrayD, Dimension};
+use safetensors::Dtype;
+use serde::de::DeserializeOwned;
+use tensor_utils::Element;
+
+use super::file::CaseFile;
+use super::tensor::{Stored, Tensor};
+
+/// The inputs and parameters of a case. Taking a tensor removes it.
+pub(crate) struct Inputs<'a> {
+    kernel: &'a str,
+    params: &'a str,
+    tensors: BTreeMap<String, Tensor<'a>>,
+    asked_for: Vec<&'static str>,
+}
+
+impl<'a> Inputs<'a> {
+    pub(super) fn new(case: &'a CaseFile<'a>) -> Self {
+        let (kernel, params) = (case.kernel.as_str(), case.params.as_str());
+        Self { kernel, params, tensors: case.inputs.clone(), asked_for: Vec::new() }
+    }
+
+    /// The parameters. `P` has a default for each and `#[serde(deny_unknown_fields)]`.
+    pub(super) fn params<P: DeserializeOwned>(&self) -> Result<P> {
+        serde_json::from_str(self.params)
+            .with_context(|| format!("the metadata key `params` is `{}`", self.params))
+    }
+
+    /// The type of a required tensor, which stays where it is.
+    pub(super) fn dtype(&self, name: &str) -> Result<Dtype> {
+        Ok(self.tensors.get(name).with_context(|| missing(name))?.dtype)
+    }
+
+    /// A required tensor of exactly this type.
+    pub(super) fn array<T: Stored, D: Dimension>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Array<T, D>> {
+        let tensor = self.take(name).with_context(|| missing(name))?;
+        with_axes(name, in_context(name, tensor.array())?)
+    }
+
+    /// A tensor of exactly this type, if it is there.
+    pub(super) fn optional<T: Stored, D: Dimension>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Option<Array<T, D>>> {
+        let Some(tensor) = self.take(name) else { return Ok(None) };
+        with_axes(name, in_context(name, tensor.array())?).map(Some)
+    }
+
+    /// A tensor of floats that convert to `T` exactly, if it is there.
+    pub(super) fn optional_widened<T: Element + Stored, D: Dimension>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Option<Array<T, D>>> {
+        let Some(tensor) = self.take(name) else { return Ok(None) };
+        with_axes(name, in_context(name, tensor.array_widened())?).map(Some)
+    }
+
+    /// A tensor of booleans, stored as U8 or BOOL, if it is there.
+    pub(super) fn optional_booleans(&mut self, name: &'static str) -> Result<Option<ArrayD<bool>>> {
+        self.take(name).map(|tensor| in_context(name, tensor.booleans())).transpose()
+    }
+
+    /// Rejects tensors that the adapter did not ask for.
+    pub(super) fn finish(self) -> Result<()> {
+        if let Some(name) = self.tensors.keys().next() {
+            let known: Vec<_> = self.asked_for.iter().map(|name| format!("in.{name}")).collect();
+            bail!("unknown tensor `in.{name}`: {} takes {}", self.kernel, known.join(", "));
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, name: &'static str) -> Option<Tensor<'a>> {
+        self.asked_for.push(name);
+        self.tensors.remove(name)
+    }
+}
+
+/// Rejects an array whose shape is none of `expected`.
+pub(super) fn expect_shape<T>(name: &str, array: &ArrayD<T>, expected: &[&[usize]]) -> Result<()> {
+    if expected.contains(&array.shape()) {
+        return Ok(());
+    }
+    let expected: Vec<_> = expected.iter().map(|shape| format!("{shape:?}")).collect();
+    bail!("`in.{name}` has shape {:?}, expected {}", array.shape(), expected.join(" or "))
+}
+
+fn missing(name: &str) -> String {
+    format!("the tensor `in.{name}` is missing")
+}
+
+fn in_context<T>(name: &str, result: Result<T>) -> Result<T> {
+    result.map_err(|error| anyhow::anyhow!("`in.{name}` {error:#}"))
+}
+
+fn with_axes<T, D: Dimension>(name: &str, array: ArrayD<T>) -> Result<Array<T, D>> {
+    let shape = array.shape().to_vec();
+    array.into_dimensionality().map_err(|_| {
+        let axes = D::NDIM.unwrap_or(0);
+        anyhow::anyhow!("`in.{name}` has shape {shape:?}, expected {axes} axes")
+    })
+}

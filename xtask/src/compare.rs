@@ -1,0 +1,101 @@
+//! `compare`: our kernels and PyTorch on the same arrays, in turn, in one run.
+//!
+//! One case at a time: the arrays are made here and sent to a Python process; both sides compute
+//! once and the results are compared; then they take turns (A B A B ..), each turn long enough to
+//! be measured, with a pause between so that no idle worker of one side spins through the other's
+//! turn. To compare another kernel, add a file like `attn_flash.rs` with a function that lists its
+//! cases, a line to [`cases`], and the operation to `peers/torch_peer.py`.
+
+mod attn_flash;
+mod duel;
+pub(crate) mod machine;
+mod peer;
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use rayon::ThreadPoolBuilder;
+
+use duel::Case;
+use machine::Machine;
+use peer::{Peer, Start};
+use report::Report;
+
+/// Compare the kernels with PyTorch on this machine.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only this crate
+    #[arg(short, long, value_name = "CRATE")]
+    package: Option<String>,
+    /// Only cases whose name contains this
+    #[arg(long, value_name = "SUBSTRING")]
+    case: Option<String>,
+    /// The Python that has PyTorch
+    #[arg(long, value_name = "PATH", default_value = "python3")]
+    python: PathBuf,
+    /// Threads of either side
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: u16,
+    /// Pairs of turns after the warm-up
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(7..))]
+    pairs: u16,
+    /// Write the figures to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Every case, by kernel.
+fn cases() -> Vec<Case> {
+    [attn_flash::cases()].into_iter().flatten().collect()
+}
+
+/// Whether there is something to compare in `package`.
+pub(crate) fn has_cases(package: Option<&str>) -> bool {
+    cases().iter().any(|case| package.is_none_or(|package| package == case.package))
+}
+
+/// Why there is nothing to compare with, if that is so.
+pub(crate) fn unavailable(python: &Path) -> Option<String> {
+    match Peer::start(python, 1) {
+        Ok(Start::Ready(_)) => None,
+        Ok(Start::Missing(reason)) => Some(reason),
+        Err(error) => Some(format!("{error:#}")),
+    }
+}
+
+/// Runs the comparison and prints the table.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let threads = usize::from(args.threads);
+    let chosen = |case: &Case| {
+        args.package.as_ref().is_none_or(|package| package == case.package)
+            && args.case.as_ref().is_none_or(|part| case.name.contains(part.as_str()))
+    };
+    let cases: Vec<_> = cases().into_iter().filter(chosen).collect();
+    ensure!(!cases.is_empty(), "no case matches; without -p and --case all are run");
+
+    let mut peer = match Peer::start(&args.python, threads)? {
+        Start::Ready(peer) => peer,
+        Start::Missing(reason) => {
+            println!("SKIPPED: {reason}");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    let pool = ThreadPoolBuilder::new().num_threads(threads).build().context("no thread pool")?;
+    let machine = Machine::measure(&pool)?;
+    println!("{machine}");
+
+    let mut rows = Vec::new();
+    for case in &cases {
+        eprintln!("{} {} {}", case.kernel, case.name, case.dtype);
+        let row = duel::run(case, &mut peer, &pool, &machine, usize::from(args.pairs));
+        rows.push(row.with_context(|| format!("{} {} {}", case.kernel, case.name, case.dtype))?);
+    }
+    let report = Report::new(machine, peer.name(), rows);
+    println!("{report}");
+    if let Some(path) = &args.json {
+        report.write(path)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,169 @@
+//! The forward pass of attention against `scaled_dot_product_attention`.
+
+use anyhow::Result;
+use attn_flash::{Options, Tiling, Workspace, attention_into};
+use ndarray::{Array3, Array4, Zip};
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt, SeedableRng};
+use serde_json::{Value, json};
+use tensor_utils::{Element, bf16};
+
+use super::duel::{Case, Contest};
+use super::peer::{Input, Peer};
+use crate::cases::Stored;
+
+/// The sizes of a call; values are as wide as keys.
+#[derive(Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    heads: usize,
+    key_heads: usize,
+    queries: usize,
+    keys: usize,
+    head_size: usize,
+    causal: bool,
+}
+
+impl Sizes {
+    /// As many queries as keys, and a key/value head for every query head.
+    fn square(batch: usize, heads: usize, length: usize, head_size: usize) -> Self {
+        let (queries, keys, causal) = (length, length, true);
+        Self { batch, heads, key_heads: heads, queries, keys, head_size, causal }
+    }
+
+    fn full(self) -> Self {
+        Self { causal: false, ..self }
+    }
+
+    fn name(&self) -> String {
+        let Self { batch, heads, key_heads, queries, keys, head_size, causal } = *self;
+        let mask = if causal { "causal" } else { "full" };
+        if (heads, queries) == (key_heads, keys) {
+            format!("[{batch},{heads},{queries},{head_size}] {mask}")
+        } else {
+            let kv = format!("[{batch},{key_heads},{keys},{head_size}]");
+            format!("q [{batch},{heads},{queries},{head_size}] kv {kv} {mask}")
+        }
+    }
+
+    /// A multiplication and an addition for each visible pair and element, in scores and output.
+    fn flops(&self) -> f64 {
+        let pairs = if self.causal {
+            self.queries as f64 * (self.keys as f64 + 1.0) / 2.0
+        } else {
+            self.queries as f64 * self.keys as f64
+        };
+        4.0 * (self.batch * self.heads * self.head_size) as f64 * pairs
+    }
+
+    /// Elements of q, k, v and o.
+    fn elements(&self) -> f64 {
+        let rows = 2 * self.heads * self.queries + 2 * self.key_heads * self.keys;
+        (self.batch * rows * self.head_size) as f64
+    }
+}
+
+/// Training shapes, one head alone, and one step of decoding with grouped heads.
+pub(super) fn cases() -> Vec<Case> {
+    let decode = Sizes {
+        batch: 8,
+        heads: 32,
+        key_heads: 8,
+        queries: 1,
+        keys: 4096,
+        head_size: 128,
+        causal: false,
+    };
+    vec![
+        case::<f32>(Sizes::square(2, 8, 4096, 64), 1e-4),
+        case::<f32>(Sizes::square(2, 8, 4096, 64).full(), 1e-4),
+        case::<f32>(Sizes::square(1, 16, 2048, 128), 1e-4),
+        case::<f32>(Sizes::square(8, 12, 512, 64), 1e-4),
+        case::<bf16>(Sizes::square(2, 8, 4096, 64), 3e-2),
+        case::<f32>(Sizes::square(1, 1, 8192, 64), 1e-4),
+        case::<f32>(decode, 1e-4),
+    ]
+}
+
+fn case<T: Element + Stored>(sizes: Sizes, tolerance: f64) -> Case {
+    Case {
+        package: "attn-flash",
+        kernel: "attn-flash",
+        name: sizes.name(),
+        dtype: T::NAME,
+        flops: sizes.flops(),
+        bytes: sizes.elements() * size_of::<T>() as f64,
+        tolerance,
+        prepare: Box::new(move || Ok(Box::new(Forward::<T>::new(sizes)?))),
+    }
+}
+
+/// Our side.
+struct Forward<T: Element> {
+    causal: bool,
+    q: Array4<T>,
+    k: Array4<T>,
+    v: Array4<T>,
+    o: Array4<T>,
+    lse: Array3<T::Acc>,
+    workspace: Workspace<T::Acc>,
+}
+
+impl<T: Element> Forward<T> {
+    fn new(sizes: Sizes) -> Result<Self> {
+        let Sizes { batch, heads, key_heads, queries, keys, head_size, causal } = sizes;
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        // Uniform with variance 1, the variance of queries and keys after a normalisation.
+        let mut random = |heads, length| {
+            let reach = 3.0_f64.sqrt();
+            let shape = (batch, heads, length, head_size);
+            Array4::from_shape_simple_fn(shape, || T::from_f64(rng.random_range(-reach..reach)))
+        };
+        Ok(Self {
+            causal,
+            q: random(heads, queries),
+            k: random(key_heads, keys),
+            v: random(key_heads, keys),
+            o: Array4::default((batch, heads, queries, head_size)),
+            lse: Array3::default((batch, heads, queries)),
+            workspace: Workspace::new(head_size, head_size, &Tiling::default())?,
+        })
+    }
+}
+
+impl<T: Element + Stored> Contest for Forward<T> {
+    fn peer_operation(&self) -> (&'static str, Value) {
+        ("sdpa", json!({"causal": self.causal}))
+    }
+
+    fn inputs(&self) -> Vec<Input> {
+        vec![Input::new("q", &self.q), Input::new("k", &self.k), Input::new("v", &self.v)]
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let options = Options { causal: self.causal, ..Options::default() };
+        attention_into(
+            self.o.view_mut(),
+            self.lse.view_mut(),
+            self.q.view(),
+            self.k.view(),
+            self.v.view(),
+            &options,
+            &mut self.workspace,
+        )?;
+        Ok(())
+    }
+
+    fn largest_difference(&self, peer: &mut Peer) -> Result<f64> {
+        let theirs = peer.output::<T>("o")?.into_dimensionality()?;
+        Ok(largest_difference(&self.o, &theirs))
+    }
+}
+
+/// NaN if either array has a NaN.
+fn largest_difference<T: Element>(ours: &Array4<T>, theirs: &Array4<T>) -> f64 {
+    Zip::from(ours).and(theirs).fold(0.0, |largest: f64, ours, theirs| {
+        let difference = (ours.to_f64() - theirs.to_f64()).abs();
+        if difference.is_nan() || difference > largest { difference } else { largest }
+    })
+}

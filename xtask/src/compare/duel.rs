@@ -1,0 +1,104 @@
+//! One case: agreement first, then the two sides in turn.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use rayon::ThreadPool;
+use serde_json::Value;
+
+use super::machine::Machine;
+use super::peer::{Input, Peer};
+use super::report::Row;
+
+/// A turn lasts at least this long; short kernels are repeated.
+const TURN: f64 = 0.02;
+/// Between turns, until idle workers have stopped to spin.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Something that both sides can compute.
+pub(super) struct Case {
+    pub(super) package: &'static str,
+    pub(super) kernel: &'static str,
+    /// The shape, and what else matters.
+    pub(super) name: String,
+    pub(super) dtype: &'static str,
+    /// Operations that the result needs.
+    pub(super) flops: f64,
+    /// Bytes of the inputs and outputs.
+    pub(super) bytes: f64,
+    /// Largest difference between the results that is rounding.
+    pub(super) tolerance: f64,
+    /// Makes the arrays.
+    pub(super) prepare: Box<dyn Fn() -> Result<Box<dyn Contest>>>,
+}
+
+/// Our side of a case, with its arrays.
+pub(super) trait Contest: Send {
+    /// The operation in `peers/torch_peer.py`, and its options.
+    fn peer_operation(&self) -> (&'static str, Value);
+
+    /// The arrays that the peer needs.
+    fn inputs(&self) -> Vec<Input>;
+
+    /// Computes once.
+    fn run(&mut self) -> Result<()>;
+
+    /// The largest difference between our result and the peer's; NaN if one has a NaN.
+    fn largest_difference(&self, peer: &mut Peer) -> Result<f64>;
+}
+
+/// Compares the results, then measures `pairs` pairs of turns.
+pub(super) fn run(
+    case: &Case,
+    peer: &mut Peer,
+    pool: &ThreadPool,
+    machine: &Machine,
+    pairs: usize,
+) -> Result<Row> {
+    let mut contest = (case.prepare)()?;
+    let (operation, options) = contest.peer_operation();
+    peer.load(operation, &options, &contest.inputs())?;
+
+    peer.run(1)?;
+    run_ours(&mut *contest, pool, 1)?;
+    let max_error = contest.largest_difference(peer)?;
+    ensure!(
+        max_error <= case.tolerance,
+        "the results differ by {max_error:.1e}, more than {:.0e}",
+        case.tolerance,
+    );
+
+    let our_repeats = repeats(|| run_ours(&mut *contest, pool, 1))?;
+    let peer_repeats = repeats(|| peer.run(1))?;
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for pair in 0..=pairs {
+        sleep(PAUSE);
+        let our_turn = run_ours(&mut *contest, pool, our_repeats)?;
+        sleep(PAUSE);
+        let peer_turn = peer.run(peer_repeats)?;
+        // The first pair is the warm-up.
+        if pair > 0 {
+            ours.push(our_turn);
+            theirs.push(peer_turn);
+        }
+    }
+    Ok(Row::new(case, machine, peer.name(), max_error, &ours, &theirs))
+}
+
+/// Seconds that one of `repeats` calls took.
+fn run_ours(contest: &mut dyn Contest, pool: &ThreadPool, repeats: usize) -> Result<f64> {
+    pool.install(|| {
+        let start = Instant::now();
+        for _ in 0..repeats {
+            contest.run()?;
+        }
+        Ok(start.elapsed().as_secs_f64() / repeats as f64)
+    })
+}
+
+/// How often to repeat a call that takes this long, so that a turn is long enough.
+fn repeats(mut once: impl FnMut() -> Result<f64>) -> Result<usize> {
+    let seconds = once()?.min(once()?);
+    Ok((TURN / seconds.max(1e-9)).ceil().clamp(1.0, 1e6) as usize)
+}

@@ -1,0 +1,156 @@
+//! What this machine can do at most, measured in the same run as the kernels.
+
+use std::fmt;
+use std::hint::black_box;
+use std::time::Instant;
+
+use anyhow::Result;
+use rayon::ThreadPool;
+use serde::Serialize;
+use tensor_utils::simd::{Simd, SimdBase, SimdFloat, SimdFrom};
+use tensor_utils::{Isa, IsaError, Kernel, dispatch};
+
+/// Bytes of the buffer that is read: far more than the caches hold.
+const BUFFER: usize = 512 << 20;
+/// Multiply-adds of each accumulator in one measurement.
+const STEPS: usize = 4_000_000;
+/// Measurements, of which the best counts: what disturbs one only makes it slower.
+const TRIES: usize = 5;
+
+/// Upper bounds on what a kernel can reach.
+#[derive(Debug, Serialize)]
+pub(crate) struct Machine {
+    /// The processor's name.
+    pub(crate) cpu: String,
+    /// The instruction set that the kernels run on.
+    pub(crate) isa: &'static str,
+    /// Threads of either side.
+    pub(crate) threads: usize,
+    /// f32 multiply-adds on all threads, two operations each.
+    pub(crate) peak_gflops: f64,
+    /// Reading memory on all threads.
+    pub(crate) read_gb_s: f64,
+}
+
+impl Machine {
+    /// Measures on the threads of `pool`.
+    pub(super) fn measure(pool: &ThreadPool) -> Result<Self> {
+        let isa = Isa::active()?;
+        Ok(Self {
+            cpu: cpu(),
+            isa: isa.name(),
+            threads: pool.current_num_threads(),
+            peak_gflops: peak_gflops(pool, isa)?,
+            read_gb_s: read_gb_s(pool, isa)?,
+        })
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cpu, isa, threads, peak_gflops, read_gb_s } = self;
+        write!(
+            f,
+            "{cpu}, {isa}, {threads} threads: peak {peak_gflops:.0} GFLOP/s (f32), \
+             read {read_gb_s:.1} GB/s"
+        )
+    }
+}
+
+/// The processor's name.
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+pub(crate) fn cpu() -> String {
+    let brand = raw_cpuid::CpuId::new().get_processor_brand_string();
+    brand.map_or_else(|| "unknown x86".to_owned(), |brand| brand.as_str().trim().to_owned())
+}
+
+/// The processor's name.
+#[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
+pub(crate) fn cpu() -> String {
+    std::env::consts::ARCH.to_owned()
+}
+
+fn peak_gflops(pool: &ThreadPool, isa: Isa) -> Result<f64> {
+    let mut best = 0.0_f64;
+    for _ in 0..TRIES {
+        let start = Instant::now();
+        let flops =
+            pool.broadcast(|_| dispatch(isa, MultiplyAdd)).into_iter().sum::<Result<f64, _>>()?;
+        best = best.max(flops / start.elapsed().as_secs_f64() / 1e9);
+    }
+    Ok(best)
+}
+
+fn read_gb_s(pool: &ThreadPool, isa: Isa) -> Result<f64> {
+    let buffer = vec![1.0_f32; BUFFER / size_of::<f32>()];
+    let part = buffer.len() / pool.current_num_threads();
+    let mut best = 0.0_f64;
+    for _ in 0..TRIES {
+        let start = Instant::now();
+        let read = |thread: usize| dispatch(isa, Read(&buffer[thread * part..][..part]));
+        let read: Vec<Result<(), IsaError>> = pool.broadcast(|context| read(context.index()));
+        let seconds = start.elapsed().as_secs_f64();
+        read.into_iter().collect::<Result<(), _>>()?;
+        let bytes = part * pool.current_num_threads() * size_of::<f32>();
+        best = best.max(bytes as f64 / seconds / 1e9);
+    }
+    Ok(best)
+}
+
+/// Independent chains of multiply-adds, enough of them to hide their latency; returns the number
+/// of operations.
+struct MultiplyAdd;
+
+impl Kernel for MultiplyAdd {
+    type Output = f64;
+
+    fn run<S: Simd>(self, simd: S) -> f64 {
+        // AVX-512 has 32 registers, the others 16; two hold the factors.
+        if S::f32s::LEN >= 16 {
+            simd.vectorize(|| multiply_add::<S, 24>(simd))
+        } else {
+            simd.vectorize(|| multiply_add::<S, 12>(simd))
+        }
+    }
+}
+
+#[inline(always)]
+fn multiply_add<S: Simd, const CHAINS: usize>(simd: S) -> f64 {
+    let factor = S::f32s::simd_from(simd, black_box(0.999_9));
+    let term = S::f32s::simd_from(simd, black_box(1e-4));
+    let mut chains = [S::f32s::simd_from(simd, black_box(1.0)); CHAINS];
+    for _ in 0..STEPS {
+        for chain in &mut chains {
+            *chain = chain.mul_add(factor, term);
+        }
+    }
+    for chain in &chains {
+        black_box(chain.as_slice());
+    }
+    (2 * STEPS * CHAINS * S::f32s::LEN) as f64
+}
+
+/// Reads a slice once.
+struct Read<'a>(&'a [f32]);
+
+impl Kernel for Read<'_> {
+    type Output = ();
+
+    fn run<S: Simd>(self, simd: S) {
+        simd.vectorize(|| read::<S>(simd, self.0));
+    }
+}
+
+#[inline(always)]
+fn read<S: Simd>(simd: S, slice: &[f32]) {
+    const CHAINS: usize = 8;
+    let mut sums = [S::f32s::simd_from(simd, 0.0); CHAINS];
+    for block in slice.chunks_exact(CHAINS * S::f32s::LEN) {
+        for (sum, vector) in sums.iter_mut().zip(block.chunks_exact(S::f32s::LEN)) {
+            *sum += S::f32s::from_slice(simd, vector);
+        }
+    }
+    for sum in &sums {
+        black_box(sum.as_slice());
+    }
+}

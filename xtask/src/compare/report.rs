@@ -1,0 +1,154 @@
+//! The figures, as a table and as JSON.
+
+use std::fmt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use serde::Serialize;
+
+use super::duel::Case;
+use super::machine::Machine;
+
+/// Everything one run has measured.
+#[derive(Serialize)]
+pub(super) struct Report {
+    machine: Machine,
+    peer: String,
+    notes: &'static [&'static str],
+    rows: Vec<Row>,
+}
+
+const NOTES: &[&str] = &[
+    "ours and the peer took turns in one run, on the same arrays and as many threads; times are medians",
+    "ratio: peer_ms / ours_ms, above 1 we are faster; its quartiles are over the pairs of turns",
+    "ours writes to arrays that exist, with a workspace that exists; PyTorch allocates its result (no_grad)",
+    "gflops: operations the result needs, so half of them with a causal mask; gb_s: inputs and outputs once",
+    "fraction_of_peak: of the measured peak of arithmetic or of reading memory, whichever is nearer",
+];
+
+/// One case.
+#[derive(Debug, Serialize)]
+pub(super) struct Row {
+    kernel: &'static str,
+    case: String,
+    dtype: &'static str,
+    threads: usize,
+    ours_ms: f64,
+    peer: String,
+    peer_ms: f64,
+    ratio: f64,
+    /// First and third quartile of the ratios of the pairs.
+    ratio_quartiles: [f64; 2],
+    pairs: usize,
+    gflops: f64,
+    gb_s: f64,
+    fraction_of_peak: f64,
+    /// Largest difference between the two results.
+    max_error: f64,
+}
+
+impl Row {
+    /// From the seconds of each turn.
+    pub(super) fn new(
+        case: &Case,
+        machine: &Machine,
+        peer: String,
+        max_error: f64,
+        ours: &[f64],
+        theirs: &[f64],
+    ) -> Self {
+        let (our_time, peer_time) = (quantile(ours, 0.5), quantile(theirs, 0.5));
+        let ratios: Vec<_> = ours.iter().zip(theirs).map(|(ours, theirs)| theirs / ours).collect();
+        let gflops = case.flops / our_time / 1e9;
+        let gb_s = case.bytes / our_time / 1e9;
+        Self {
+            kernel: case.kernel,
+            case: case.name.clone(),
+            dtype: case.dtype,
+            threads: machine.threads,
+            ours_ms: our_time * 1e3,
+            peer,
+            peer_ms: peer_time * 1e3,
+            ratio: peer_time / our_time,
+            ratio_quartiles: [quantile(&ratios, 0.25), quantile(&ratios, 0.75)],
+            pairs: ours.len(),
+            gflops,
+            gb_s,
+            fraction_of_peak: (gflops / machine.peak_gflops).max(gb_s / machine.read_gb_s),
+            max_error,
+        }
+    }
+}
+
+impl Report {
+    pub(super) fn new(machine: Machine, peer: String, rows: Vec<Row>) -> Self {
+        Self { machine, peer, notes: NOTES, rows }
+    }
+
+    /// Writes the figures as JSON.
+    pub(super) fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self)? + "\n";
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_FULL_CONDENSED).set_header([
+            "kernel",
+            "case",
+            "dtype",
+            "ours ms",
+            "peer ms",
+            "ratio",
+            "quartiles",
+            "GFLOP/s",
+            "GB/s",
+            "of peak",
+            "max error",
+        ]);
+        for row in &self.rows {
+            let [low, high] = row.ratio_quartiles;
+            let figures = [
+                format!("{:.3}", row.ours_ms),
+                format!("{:.3}", row.peer_ms),
+                format!("{:.2}x", row.ratio),
+                format!("{low:.2} to {high:.2}"),
+                format!("{:.0}", row.gflops),
+                format!("{:.1}", row.gb_s),
+                format!("{:.0} %", row.fraction_of_peak * 100.0),
+                format!("{:.0e}", row.max_error),
+            ];
+            let names = [row.kernel, &row.case, row.dtype].map(Cell::new);
+            let right = |text| Cell::new(text).set_alignment(CellAlignment::Right);
+            table.add_row(names.into_iter().chain(figures.map(right)));
+        }
+        writeln!(f, "{table}\npeer: {}", self.peer)?;
+        self.notes.iter().try_for_each(|note| writeln!(f, "- {note}"))
+    }
+}
+
+/// The `q`-quantile, between neighbours by linear interpolation.
+fn quantile(values: &[f64], q: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
+    let at = q * last as f64;
+    let (low, high) = (at.floor() as usize, at.ceil() as usize);
+    sorted[low] + (sorted[high] - sorted[low]) * (at - low as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_interpolate() {
+        assert_eq!(quantile(&[3.0, 1.0, 2.0], 0.5), 2.0);
+        assert_eq!(quantile(&[4.0, 1.0, 2.0, 3.0], 0.5), 2.5);
+        assert_eq!(quantile(&[5.0, 1.0, 2.0, 3.0, 4.0], 0.25), 2.0);
+        assert!(quantile(&[], 0.5).is_nan());
+    }
+}

@@ -1,0 +1,61 @@
+//! Commands, and how a person repeats them.
+
+use std::path::Path;
+use std::process::Command;
+
+use tensor_utils::Isa;
+
+use crate::workspace::{self, Package};
+
+/// A command that is one check, or a part of one.
+pub(super) struct Job {
+    /// Its row in the table.
+    pub(super) name: String,
+    pub(super) command: Command,
+    /// What a person types in the workspace's folder to run it alone.
+    pub(super) repeat: String,
+}
+
+impl Job {
+    /// `cargo COMMAND.. SCOPE.. OPTIONS..`
+    pub(super) fn cargo(name: &str, command: &[&str], scope: &[&str], options: &[&str]) -> Self {
+        let arguments = [command, scope, options].concat();
+        let repeat = format!("cargo {}", arguments.join(" "));
+        Self::new(name.to_owned(), workspace::cargo(arguments), repeat)
+    }
+
+    /// This program with another subcommand.
+    pub(super) fn xtask(name: impl Into<String>, subcommand: &str, arguments: &[&str]) -> Self {
+        let program = std::env::current_exe().unwrap_or_else(|_| "xtask".into());
+        let mut command = Command::new(program);
+        command.arg(subcommand).args(arguments).current_dir(workspace::root());
+        let repeat = format!("cargo xtask {subcommand} {}", arguments.join(" "));
+        Self::new(name.into(), command, repeat)
+    }
+
+    /// A program that cargo has built, run as cargo would.
+    pub(super) fn built(name: String, program: &Path, package: &Package, repeat: String) -> Self {
+        let mut command = Command::new(program);
+        command.current_dir(package.folder()).env("CARGO_MANIFEST_DIR", package.folder());
+        Self::new(name, command, repeat)
+    }
+
+    fn new(name: String, mut command: Command, repeat: String) -> Self {
+        // What one check runs on is said by the check, not by the caller's environment.
+        command.env_remove("KERNELS_ISA");
+        Self { name, command, repeat }
+    }
+
+    /// The same with an environment variable.
+    pub(super) fn env(mut self, key: &str, value: &str) -> Self {
+        self.command.env(key, value);
+        let quote = if value.contains(' ') { "\"" } else { "" };
+        self.repeat = format!("{key}={quote}{value}{quote} {}", self.repeat);
+        self
+    }
+
+    /// The same on one instruction set.
+    pub(super) fn on(self, isa: Isa) -> Self {
+        self.env("KERNELS_ISA", isa.name())
+    }
+}

@@ -1,0 +1,97 @@
+//! The workspace: its folder, its crates, and commands that run in it.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use xshell::{Shell, cmd};
+
+/// What `cargo metadata` says about the workspace.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Workspace {
+    /// The folder with the workspace's `Cargo.toml`.
+    #[serde(rename = "workspace_root")]
+    pub(crate) root: PathBuf,
+    /// Where cargo builds.
+    #[serde(rename = "target_directory")]
+    pub(crate) target: PathBuf,
+    /// The members, this one included.
+    pub(crate) packages: Vec<Package>,
+}
+
+/// A member of the workspace.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Package {
+    pub(crate) name: String,
+    pub(crate) manifest_path: PathBuf,
+    targets: Vec<Target>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Target {
+    kind: Vec<String>,
+}
+
+impl Workspace {
+    /// Asks cargo.
+    pub(crate) fn load() -> Result<Self> {
+        let shell = shell()?;
+        let cargo = cargo_path();
+        let json = cmd!(shell, "{cargo} metadata --no-deps --format-version 1").quiet().read()?;
+        serde_json::from_str(&json).context("the output of `cargo metadata` was not understood")
+    }
+
+    /// The member called `name`, or all members.
+    pub(crate) fn select(&self, name: Option<&str>) -> Result<Vec<Package>> {
+        let Some(name) = name else { return Ok(self.packages.clone()) };
+        let Some(package) = self.packages.iter().find(|package| package.name == name) else {
+            let known: Vec<_> = self.packages.iter().map(|package| package.name.as_str()).collect();
+            bail!("there is no crate `{name}` in the workspace; there are {}", known.join(", "));
+        };
+        Ok(vec![package.clone()])
+    }
+}
+
+impl Package {
+    /// The folder with its `Cargo.toml`.
+    pub(crate) fn folder(&self) -> &Path {
+        self.manifest_path.parent().unwrap_or(&self.manifest_path)
+    }
+
+    /// Whether it has a library.
+    pub(crate) fn has_library(&self) -> bool {
+        self.targets.iter().any(|target| target.kind.iter().any(|kind| kind == "lib"))
+    }
+
+    /// Whether its tests compute something, so that they are run on every instruction set.
+    pub(crate) fn has_kernels(&self) -> bool {
+        self.name != env!("CARGO_PKG_NAME")
+    }
+}
+
+/// The workspace's folder.
+pub(crate) fn root() -> PathBuf {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask).to_owned()
+}
+
+/// A shell in the workspace's folder.
+pub(crate) fn shell() -> Result<Shell> {
+    let shell = Shell::new()?;
+    shell.change_dir(root());
+    Ok(shell)
+}
+
+/// `cargo` with these arguments, to be run in the workspace's folder.
+pub(crate) fn cargo<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
+    let mut command = Command::new(cargo_path());
+    command.args(arguments).current_dir(root());
+    command
+}
+
+/// The cargo that runs this program, or else the one in the path.
+fn cargo_path() -> PathBuf {
+    std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
+}

@@ -1,0 +1,242 @@
+//! `cargo xtask verify-cases` as a user meets it: lines, last line and exit code.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test may panic; the helpers here are not #[test] themselves"
+)]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use tempfile::TempDir;
+
+/// A case that a test then spoils.
+struct Case {
+    metadata: Vec<(&'static str, String)>,
+    tensors: Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)>,
+}
+
+impl Case {
+    /// One query, one key, size 1: the output is the value, the lse the score.
+    fn correct() -> Self {
+        let metadata = [
+            ("format", "kernel-case/1"),
+            ("kernel", "attn-flash"),
+            ("params", r#"{"causal": true, "window": 3}"#),
+            ("atol", "1e-6"),
+            ("rtol", "1e-6"),
+        ];
+        let case = Self {
+            metadata: metadata.map(|(key, value)| (key, value.to_owned())).to_vec(),
+            tensors: Vec::new(),
+        };
+        case.floats("in.q", &[1, 1, 1, 1], &[2.0])
+            .floats("in.k", &[1, 1, 1, 1], &[3.0])
+            .floats("in.v", &[1, 1, 1, 1], &[5.0])
+            .floats("out.o", &[1, 1, 1, 1], &[5.0])
+            .floats("out.lse", &[1, 1, 1], &[6.0])
+    }
+
+    /// Replaces a metadata value.
+    fn with(mut self, key: &'static str, value: &str) -> Self {
+        self.metadata.retain(|&(other, _)| other != key);
+        self.metadata.push((key, value.to_owned()));
+        self
+    }
+
+    /// Adds or replaces a tensor.
+    fn tensor(mut self, name: &'static str, dtype: Dtype, shape: &[usize], data: Vec<u8>) -> Self {
+        self.tensors.retain(|&(other, ..)| other != name);
+        self.tensors.push((name, dtype, shape.to_vec(), data));
+        self
+    }
+
+    fn floats(self, name: &'static str, shape: &[usize], values: &[f32]) -> Self {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.tensor(name, Dtype::F32, shape, bytes)
+    }
+
+    fn integers(self, name: &'static str, shape: &[usize], values: &[i64]) -> Self {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.tensor(name, Dtype::I64, shape, bytes)
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let metadata = self.metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
+        let tensors = self.tensors.iter().map(|(name, dtype, shape, data)| {
+            (*name, TensorView::new(*dtype, shape.clone(), data).unwrap())
+        });
+        safetensors::serialize(tensors, Some(metadata.collect())).unwrap()
+    }
+
+    fn write(&self, folder: &TempDir, name: &str) {
+        fs::write(folder.path().join(name), self.bytes()).unwrap();
+    }
+}
+
+/// Runs `verify-cases PATH`; returns the exit code and what it printed.
+fn verify(path: &Path) -> (i32, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .arg("verify-cases")
+        .arg(path)
+        .output()
+        .expect("the binary was built");
+    let code = output.status.code().expect("it ended by itself");
+    (code, String::from_utf8(output.stdout).unwrap())
+}
+
+/// Expects exit code 2 and a line with the file's name and `message`.
+fn expect_error(case: &Case, message: &str) {
+    let folder = TempDir::new().unwrap();
+    case.write(&folder, "spoilt.safetensors");
+    let (code, text) = verify(folder.path());
+    let line = text.lines().next().unwrap_or_default();
+    assert!(
+        line.contains("spoilt.safetensors") && line.contains(message),
+        "no `{message}` in {line}"
+    );
+    assert_eq!(code, 2, "{text}");
+    assert_eq!(text.lines().last(), Some("0 passed, 0 failed"));
+}
+
+#[test]
+fn a_correct_case_passes() {
+    let folder = TempDir::new().unwrap();
+    Case::correct().write(&folder, "right.safetensors");
+    let (code, text) = verify(folder.path());
+    let first = text.lines().next().unwrap();
+    assert!(first.starts_with("right ") && first.contains("attn-flash"), "{text}");
+    assert!(first.ends_with("PASS"), "{text}");
+    assert_eq!(text.lines().last(), Some("1 passed, 0 failed"));
+    assert_eq!(code, 0);
+}
+
+#[test]
+fn a_wrong_answer_fails_and_is_shown() {
+    let folder = TempDir::new().unwrap();
+    Case::correct().floats("out.o", &[1, 1, 1, 1], &[5.5]).write(&folder, "wrong.safetensors");
+    let (code, text) = verify(folder.path());
+    assert!(text.contains("FAIL worst: out.o[0, 0, 0, 0] wanted 5.5 got 5.0"), "{text}");
+    assert_eq!(text.lines().last(), Some("0 passed, 1 failed"));
+    assert_eq!(code, 1);
+}
+
+#[test]
+fn nan_is_not_an_answer() {
+    let folder = TempDir::new().unwrap();
+    let case = Case::correct().with("atol", "1e30");
+    case.floats("out.o", &[1, 1, 1, 1], &[f32::NAN]).write(&folder, "nan.safetensors");
+    assert_eq!(verify(folder.path()).0, 1);
+}
+
+#[test]
+fn all_optional_inputs_are_understood() {
+    let folder = TempDir::new().unwrap();
+    Case::correct()
+        .with("params", r#"{"scale": 1, "softcap": null, "window": 1}"#)
+        .integers("in.kv_len", &[1], &[1])
+        .tensor("in.mask", Dtype::BOOL, &[1, 1], vec![1])
+        .tensor("in.bias", Dtype::F16, &[1, 1, 1, 1], vec![0, 0])
+        .integers("in.tree_parents", &[1], &[-1])
+        .floats("in.sink", &[1], &[f32::NEG_INFINITY])
+        .write(&folder, "all.safetensors");
+    let (code, text) = verify(folder.path());
+    assert_eq!(code, 0, "{text}");
+}
+
+#[test]
+fn a_truncated_file_does_not_stop_the_others() {
+    let folder = TempDir::new().unwrap();
+    let bytes = Case::correct().bytes();
+    fs::write(folder.path().join("a-cut.safetensors"), &bytes[..bytes.len() - 1]).unwrap();
+    Case::correct().write(&folder, "b-right.safetensors");
+    let (code, text) = verify(folder.path());
+    let lines: Vec<_> = text.lines().collect();
+    assert!(lines[0].contains("a-cut.safetensors") && lines[0].contains("truncated"), "{text}");
+    assert!(lines[1].starts_with("b-right") && lines[1].ends_with("PASS"), "{text}");
+    assert_eq!(lines.last(), Some(&"1 passed, 0 failed"));
+    assert_eq!(code, 2);
+}
+
+#[test]
+fn wrong_parameters_are_named() {
+    let with = |params| Case::correct().with("params", params);
+    expect_error(&with(r#"{"causl": true}"#), "unknown field `causl`");
+    expect_error(&with(r#"{"causal": "yes"}"#), "expected a boolean");
+    expect_error(&with(r#"{"window": -1}"#), "window");
+    expect_error(&with(r#"{"window": 0}"#), "`window` is 0");
+    expect_error(&with(r#"{"softcap": -1}"#), "softcap");
+    expect_error(&with("[]"), "`[]`");
+    expect_error(&with("{"), "`{`");
+}
+
+#[test]
+fn wrong_tensors_are_named() {
+    let case = Case::correct;
+    expect_error(&case().floats("in.extra", &[1], &[1.0]), "unknown tensor `in.extra`");
+    expect_error(&case().floats("out.extra", &[1], &[1.0]), "unknown tensor `out.extra`");
+    expect_error(&case().floats("weight", &[1], &[1.0]), "unknown tensor `weight`");
+
+    let mut missing = case();
+    missing.tensors.retain(|&(name, ..)| name != "in.k");
+    expect_error(&missing, "`in.k` is missing");
+}
+
+#[test]
+fn wrong_shapes_are_named() {
+    let case = Case::correct;
+    expect_error(&case().floats("in.q", &[1, 1, 1], &[1.0]), "`in.q` has shape [1, 1, 1]");
+    expect_error(&case().floats("in.k", &[1, 1, 1, 2], &[1.0, 1.0]), "`k`");
+    expect_error(&case().floats("in.q", &[1, 3, 1, 1], &[1.0; 3]), "`out.lse` has shape");
+    expect_error(&case().floats("out.o", &[1, 1, 1], &[5.0]), "`out.o` has shape [1, 1, 1]");
+    expect_error(&case().floats("in.bias", &[1], &[0.0]), "`in.bias` has shape [1]");
+    expect_error(&case().integers("in.tree_parents", &[2], &[-1, 0]), "`in.tree_parents` has");
+    expect_error(&case().integers("in.kv_len", &[1], &[-2]), "`in.kv_len` contains -2");
+}
+
+#[test]
+fn wrong_types_are_named() {
+    let case = Case::correct;
+    expect_error(&case().integers("in.q", &[1, 1, 1, 1], &[1]), "`in.q` is I64");
+    expect_error(&case().integers("in.k", &[1, 1, 1, 1], &[1]), "`in.k` is I64, expected F32");
+    let double = 5.0_f64.to_le_bytes().to_vec();
+    let out = case().tensor("out.o", Dtype::F64, &[1, 1, 1, 1], double.clone());
+    expect_error(&out, "`out.o` is F64, expected F32");
+    expect_error(&case().tensor("in.bias", Dtype::F64, &[1, 1], double), "`in.bias` is F64");
+    expect_error(&case().floats("in.mask", &[1, 1], &[1.0]), "`in.mask` is F32");
+    expect_error(&case().floats("in.kv_len", &[1], &[1.0]), "`in.kv_len` is F32");
+}
+
+#[test]
+fn what_is_not_a_case_is_named() {
+    expect_error(&Case::correct().with("kernel", "warp-drive"), "unknown kernel `warp-drive`");
+    expect_error(&Case::correct().with("format", "pt"), "not a case");
+    expect_error(&Case::correct().with("atol", "small"), "`atol` is `small`");
+}
+
+#[test]
+fn an_empty_folder_and_a_missing_path_are_errors() {
+    let folder = TempDir::new().unwrap();
+    let (code, text) = verify(folder.path());
+    assert!(text.contains("no case file"), "{text}");
+    assert_eq!(code, 2);
+
+    let (code, text) = verify(&folder.path().join("nowhere"));
+    assert!(text.contains("nowhere") && text.contains("no such file or folder"), "{text}");
+    assert_eq!(code, 2);
+}
+
+#[test]
+fn a_model_beside_a_case_is_not_a_case() {
+    let folder = TempDir::new().unwrap();
+    let model = folder.path().join("model");
+    fs::create_dir(&model).unwrap();
+    fs::write(model.join("config.json"), "{}").unwrap();
+    fs::write(model.join("model.safetensors"), "weights").unwrap();
+    Case::correct().write(&folder, "right.safetensors");
+    let (code, text) = verify(folder.path());
+    assert_eq!(text.lines().last(), Some("1 passed, 0 failed"));
+    assert_eq!(code, 0, "{text}");
+}
