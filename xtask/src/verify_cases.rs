@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         match path.and_then(|path| cases::run(&path).map_err(|error| describe(&path, &error))) {
             Ok(checked) => {
                 let line = Line::new(&checked);
-                println!("{name:<28} {:<14} {}", checked.kernel, line.text);
+                println!("{name:<36} {:<14} {}", checked.kernel, line.text);
                 *(if line.passes { &mut passed } else { &mut failed }) += 1;
             }
             Err(message) => {

@@ -147,6 +147,17 @@ fn all_optional_inputs_are_understood() {
 }
 
 #[test]
+fn an_answer_may_be_more_precise_than_the_kernel() {
+    let folder = TempDir::new().unwrap();
+    let double = 5.000_000_1_f64.to_le_bytes().to_vec();
+    let case = Case::correct().tensor("out.o", Dtype::F64, &[1, 1, 1, 1], double);
+    case.write(&folder, "double.safetensors");
+    let (code, text) = verify(folder.path());
+    assert!(text.contains("max abs 1.0e-7"), "{text}");
+    assert_eq!(code, 0);
+}
+
+#[test]
 fn a_truncated_file_does_not_stop_the_others() {
     let folder = TempDir::new().unwrap();
     let bytes = Case::correct().bytes();
@@ -201,10 +212,10 @@ fn wrong_types_are_named() {
     let case = Case::correct;
     expect_error(&case().integers("in.q", &[1, 1, 1, 1], &[1]), "`in.q` is I64");
     expect_error(&case().integers("in.k", &[1, 1, 1, 1], &[1]), "`in.k` is I64, expected F32");
-    let double = 5.0_f64.to_le_bytes().to_vec();
-    let out = case().tensor("out.o", Dtype::F64, &[1, 1, 1, 1], double.clone());
-    expect_error(&out, "`out.o` is F64, expected F32");
-    expect_error(&case().tensor("in.bias", Dtype::F64, &[1, 1], double), "`in.bias` is F64");
+    let half = case().tensor("out.o", Dtype::F16, &[1, 1, 1, 1], vec![0, 0x45]);
+    expect_error(&half, "`out.o` is F16, expected F32 or wider");
+    expect_error(&case().integers("out.o", &[1, 1, 1, 1], &[5]), "`out.o` is I64");
+    expect_error(&case().tensor("in.bias", Dtype::F64, &[1, 1], vec![0; 8]), "`in.bias` is F64");
     expect_error(&case().floats("in.mask", &[1, 1], &[1.0]), "`in.mask` is F32");
     expect_error(&case().floats("in.kv_len", &[1], &[1.0]), "`in.kv_len` is F32");
 }

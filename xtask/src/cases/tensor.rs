@@ -84,25 +84,18 @@ impl Tensor<'_> {
     /// The tensor as an array of exactly this type.
     pub(crate) fn array<T: Stored>(&self) -> Result<ArrayD<T>> {
         ensure!(self.dtype == T::DTYPE, "is {:?}, expected {:?}", self.dtype, T::DTYPE);
-        let values = self.data.chunks_exact(T::SIZE).map(T::read).collect();
-        ArrayD::from_shape_vec(IxDyn(&self.shape), values)
-            .with_context(|| format!("has shape {:?}, which cannot be held in memory", self.shape))
+        self.with_shape(self.data.chunks_exact(T::SIZE).map(T::read).collect())
     }
 
     /// The tensor as an array of `T`, from any type whose values `T` represents exactly.
     pub(crate) fn array_widened<T: Element + Stored>(&self) -> Result<ArrayD<T>> {
-        if self.dtype == T::DTYPE {
-            return self.array();
-        }
-        let widened = match (self.dtype, T::DTYPE) {
-            (Dtype::F32, Dtype::F64) => self.array::<f32>()?.mapv(Element::to_f64),
-            (Dtype::F16, Dtype::F32 | Dtype::F64) => self.array::<f16>()?.mapv(Element::to_f64),
-            (Dtype::BF16, Dtype::F32 | Dtype::F64) => self.array::<bf16>()?.mapv(Element::to_f64),
-            (got, expected) => {
-                bail!("is {got:?}, expected {expected:?} or a type that converts to it exactly")
-            }
+        let (from, to) = (self.dtype, T::DTYPE);
+        ensure!(widens(from, to), "is {from:?}, expected {to:?} or a type that it holds exactly");
+        let values = match self.values()? {
+            Values::Floats(values) => values.into_iter().map(T::from_f64).collect(),
+            Values::Integers(_) => Vec::new(),
         };
-        Ok(widened.mapv(T::from_f64))
+        self.with_shape(values)
     }
 
     /// The tensor as booleans: U8 or BOOL, 0 is false.
@@ -113,6 +106,11 @@ impl Tensor<'_> {
         }
         let bytes = Self { dtype: Dtype::U8, ..self.clone() };
         Ok(bytes.array::<u8>()?.mapv(|byte| byte != 0))
+    }
+
+    fn with_shape<T>(&self, values: Vec<T>) -> Result<ArrayD<T>> {
+        ArrayD::from_shape_vec(IxDyn(&self.shape), values)
+            .with_context(|| format!("has shape {:?}, which cannot be held in memory", self.shape))
     }
 
     /// The values, widened for comparison.
@@ -130,6 +128,15 @@ impl Tensor<'_> {
             Dtype::U8 => widen::<u8>(self),
             other => bail!("is {other:?}, a type that no kernel computes"),
         }
+    }
+}
+
+/// Whether `to` is `from`, or a type of floats that holds every value of `from`.
+pub(super) fn widens(from: Dtype, to: Dtype) -> bool {
+    match from {
+        Dtype::F16 | Dtype::BF16 => to == from || matches!(to, Dtype::F32 | Dtype::F64),
+        Dtype::F32 => matches!(to, Dtype::F32 | Dtype::F64),
+        _ => to == from,
     }
 }
 

@@ -15,7 +15,7 @@ const BUFFER: usize = 512 << 20;
 /// Multiply-adds of each accumulator in one measurement.
 const STEPS: usize = 4_000_000;
 /// Measurements, of which the best counts: what disturbs one only makes it slower.
-const TRIES: usize = 5;
+const TRIES: usize = 15;
 
 /// Upper bounds on what a kernel can reach.
 #[derive(Debug, Serialize)]
@@ -106,11 +106,16 @@ impl Kernel for MultiplyAdd {
 
     fn run<S: Simd>(self, simd: S) -> f64 {
         // AVX-512 has 32 registers, the others 16; two hold the factors.
-        if S::f32s::LEN >= 16 {
-            simd.vectorize(|| multiply_add::<S, 24>(simd))
-        } else {
-            simd.vectorize(|| multiply_add::<S, 12>(simd))
-        }
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                if S::f32s::LEN >= 16 {
+                    multiply_add::<S, 24>(simd)
+                } else {
+                    multiply_add::<S, 12>(simd)
+                }
+            },
+        )
     }
 }
 
@@ -137,7 +142,10 @@ impl Kernel for Read<'_> {
     type Output = ();
 
     fn run<S: Simd>(self, simd: S) {
-        simd.vectorize(|| read::<S>(simd, self.0));
+        simd.vectorize(
+            #[inline(always)]
+            || read::<S>(simd, self.0),
+        );
     }
 }
 

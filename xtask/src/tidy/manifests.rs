@@ -35,8 +35,10 @@ pub(super) fn check(file: &File, findings: &mut Findings) {
             package = value.trim_matches('"');
         }
         inherits_lints |= section == "lints" && key == "workspace" && value == "true";
-        if section.ends_with("dependencies") && !key.starts_with('#') {
-            let dependency = key.trim_end_matches(".workspace");
+        let dependency = key.trim_end_matches(".workspace");
+        // A crate's tests may use the crate itself, with more features.
+        let is_other = dependency != package && !key.starts_with('#');
+        if section.ends_with("dependencies") && is_other {
             if dependency == key && !value.contains("workspace = true") {
                 let fix = "declare it in the root Cargo.toml and write `workspace = true` here";
                 findings.add(
@@ -57,8 +59,7 @@ pub(super) fn check(file: &File, findings: &mut Findings) {
     }
 }
 
-/// Whether `dependency` is not on a floor below `package`. Other crates, such as those of
-/// crates.io, have no floor; a package may use its own name with other features.
+/// Whether `dependency` is not on a floor below `package`. Crates from elsewhere have no floor.
 fn points_up(package: &str, dependency: &str) -> bool {
     let floor = |name: &str| FLOORS.iter().position(|floor| floor.contains(&name));
     match (floor(package), floor(dependency)) {
@@ -81,7 +82,8 @@ mod tests {
     #[test]
     fn dependencies_come_from_the_workspace() {
         let good = "[dependencies]\nhalf.workspace = true\n# note = 1\n\
-                    [dev-dependencies]\nrand = { workspace = true, features = [\"std\"] }\n";
+                    [dev-dependencies]\nrand = { workspace = true, features = [\"std\"] }\n\
+                    kvcache = { path = \".\", features = [\"testing\"] }\n";
         assert_eq!(findings(good), Vec::<String>::new());
         for bad in ["half = \"2\"", "half = { version = \"2\" }"] {
             let found = findings(&format!("[dependencies]\n{bad}\n"));
