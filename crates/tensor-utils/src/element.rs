@@ -1,6 +1,6 @@
 //! The element types a kernel accepts, and the type it computes in for each.
 
-use half::{bf16, f16};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 use std::fmt::Debug;
 
 use crate::Float;
@@ -37,6 +37,24 @@ pub trait Element: Copy + Debug + Default + PartialEq + Send + Sync + 'static {
 
     /// The bits of the representation, at the low end.
     fn bits(self) -> u64;
+
+    /// See the function [`widen`](crate::widen).
+    #[doc(hidden)]
+    #[inline(always)]
+    fn widen_slice(from: &[Self], to: &mut [Self::Acc]) {
+        for (to, &from) in to.iter_mut().zip(from) {
+            *to = from.to_acc();
+        }
+    }
+
+    /// See the function [`narrow`](crate::narrow).
+    #[doc(hidden)]
+    #[inline(always)]
+    fn narrow_slice(from: &[Self::Acc], to: &mut [Self]) {
+        for (to, &from) in to.iter_mut().zip(from) {
+            *to = Self::from_acc(from);
+        }
+    }
 }
 
 impl Element for f32 {
@@ -116,9 +134,15 @@ impl Element for bf16 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 
+    // Without `bf16::from_f32`'s branch on NaN, for the same reason.
     #[inline(always)]
     fn from_acc(acc: f32) -> Self {
-        Self::from_f32(acc)
+        let bits = acc.to_bits();
+        // To nearest: add just under half of the last place kept; to even: and 1 if that is odd.
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+        // A carry would turn a NaN into infinity or zero, and losing its low bits into infinity.
+        let quiet_nan = bits >> 16 | 0x40;
+        Self::from_bits(if acc.is_nan() { quiet_nan } else { rounded } as u16)
     }
 
     #[inline(always)]
@@ -166,5 +190,18 @@ impl Element for f16 {
     #[inline(always)]
     fn bits(self) -> u64 {
         u64::from(self.to_bits())
+    }
+
+    // `half` uses the processor's conversion of eight at once where there is one.
+    #[inline]
+    fn widen_slice(from: &[Self], to: &mut [f32]) {
+        let len = from.len().min(to.len());
+        from[..len].convert_to_f32_slice(&mut to[..len]);
+    }
+
+    #[inline]
+    fn narrow_slice(from: &[f32], to: &mut [Self]) {
+        let len = from.len().min(to.len());
+        to[..len].convert_from_f32_slice(&from[..len]);
     }
 }

@@ -174,10 +174,10 @@ pub(crate) fn tanh_f32<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let splat = |value: f32| S::f32s::simd_from(simd, value);
     let z = x * x;
     let p = splat(-5.704_988_7e-3)
-        .mul_add(z, splat(2.063_908_9e-2))
+        .mul_add(z, splat(2.063_909e-2))
         .mul_add(z, splat(-5.373_971_5e-2))
         .mul_add(z, splat(1.333_144_2e-1))
-        .mul_add(z, splat(-3.333_328_2e-1));
+        .mul_add(z, splat(-3.333_328e-1));
     let near = (p * z).mul_add(x, x);
     let magnitude = magnitude::<S, S::f32s>(simd, x);
     let far = splat(1.0) - splat(2.0) / (exp_f32(simd, magnitude + magnitude) + splat(1.0));

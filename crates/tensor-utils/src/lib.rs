@@ -1,15 +1,20 @@
 #![doc = include_str!("../README.md")]
 
+mod convert;
 mod element;
 mod exp;
 mod float;
+mod gemm;
 mod isa;
+mod parallel;
 mod shape;
+mod softmax;
 
 #[cfg(feature = "testing")]
 pub mod testing;
 
 // Elements and arithmetic.
+pub use convert::{narrow, widen};
 pub use element::Element;
 pub use exp::exp_nonpositive_fast;
 pub use float::Float;
@@ -20,6 +25,11 @@ pub use shape::{ShapeError, broadcast_4d, check_not_empty, check_shape};
 
 // Instruction sets.
 pub use isa::{Isa, IsaError, Kernel, dispatch};
+
+// Building blocks.
+pub use gemm::{Gemm, gemm};
+pub use parallel::{for_each_chunk, map_chunks_ordered};
+pub use softmax::OnlineSoftmax;
 
 /// The vector types and traits that kernels are written with.
 pub mod simd {
