@@ -12,9 +12,9 @@
 
 use std::array;
 
-use ndarray::{ArrayView1, ArrayView2};
+use ndarray::{ArrayView1, ArrayView2, ArrayViewMut1};
 use tensor_utils::simd::{Simd, SimdBase, SimdFloat, SimdFrom, SimdMask};
-use tensor_utils::{Element, Float};
+use tensor_utils::{Element, Float, narrow, widen};
 
 /// Lanes of the native vector of `A`.
 pub(crate) const fn lanes<S: Simd, A: Float>() -> usize {
@@ -137,16 +137,17 @@ pub(crate) fn pack_query<T: Element>(
 #[inline(always)]
 fn widen_row<T: Element>(row: ArrayView1<'_, T>, out: &mut [T::Acc]) -> usize {
     match row.to_slice() {
-        Some(row) => {
-            for (out, x) in out.iter_mut().zip(row) {
-                *out = x.to_acc();
-            }
-        }
-        None => {
-            for (out, x) in out.iter_mut().zip(row) {
-                *out = x.to_acc();
-            }
-        }
+        Some(row) => widen(row, &mut out[..row.len()]),
+        None => out.iter_mut().zip(row).for_each(|(out, x)| *out = x.to_acc()),
     }
     row.len()
+}
+
+/// Rounds a row to the element type.
+#[inline(always)]
+pub(crate) fn narrow_row<T: Element>(row: &[T::Acc], mut out: ArrayViewMut1<'_, T>) {
+    match out.as_slice_mut() {
+        Some(out) => narrow(&row[..out.len()], out),
+        None => out.iter_mut().zip(row).for_each(|(out, &x)| *out = T::from_acc(x)),
+    }
 }

@@ -148,7 +148,7 @@ fn plain<T: Element, A: Float, M: Mask>(
         for j in 0..m {
             let at = Pair { batch: b, head: h, query: i, key: j };
             let distance = i as i128 + offset - j as i128;
-            if is_visible(at, distance, m - n.min(m), checked.mask, options) {
+            if is_visible(at, distance, m - n.min(m), &checked, options) {
                 let score = score(at, distance);
                 if score != A::NEG_INFINITY {
                     visible.push((j, score));
@@ -179,20 +179,23 @@ fn row<A>(x: &Array4<A>, a: usize, b: usize, c: usize) -> ArrayView1<'_, A> {
     plane.index_axis_move(Axis(0), c)
 }
 
-/// Every condition but the one on the score. `distance` is the query's position minus the key's.
+/// Every condition but that the score is not -inf; a bias of -inf counts here, whatever it is added
+/// to. `distance` is the query's position minus the key's.
 fn is_visible<T: Element, M: Mask>(
     at: Pair,
     distance: i128,
     before_tree: usize,
-    mask: Option<ArrayView4<'_, bool>>,
+    checked: &Checked<'_, T>,
     options: &Options<'_, T, M>,
 ) -> bool {
+    let pair = [at.batch, at.head, at.query, at.key];
     let within = |length: Option<usize>, d: i128| length.is_none_or(|length| d <= length as i128);
     (!options.causal || distance >= 0)
         && within(options.window.left, distance)
         && within(options.window.right, -distance)
         && options.key_lengths.is_none_or(|lengths| at.key < lengths[at.batch])
-        && mask.is_none_or(|mask| mask[[at.batch, at.head, at.query, at.key]])
+        && checked.mask.is_none_or(|mask| mask[pair])
+        && checked.bias.is_none_or(|bias| bias[pair].to_f64() != f64::NEG_INFINITY)
         && options.tree.is_none_or(|tree| {
             at.key < before_tree || tree.contains(at.query, at.key - before_tree)
         })

@@ -8,8 +8,10 @@ use tensor_utils::{Element, Float, Isa};
 
 use crate::call::{Call, Sequence};
 use crate::observe::{Observer, Step};
-use crate::pack::{lanes, pack_keys, pack_query, pack_values, panel_width};
-use crate::tile::{Block, heights, normalise, score_tile, softmax_tile, value_row, value_tile};
+use crate::pack::{lanes, narrow_row, pack_keys, pack_query, pack_values, panel_width};
+use crate::tile::{
+    Block, heights, normalise, row_maxima, score_tile, softmax_tile, value_row, value_tile,
+};
 use crate::workspace::Scratch;
 use crate::{Coverage, Mask, Tile};
 
@@ -228,13 +230,14 @@ impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
         let o = &mut scratch.o[first * e..][..ROWS * e];
         let intervals = &scratch.intervals[first..][..ROWS];
 
-        simd.vectorize(
+        let mut maxima = simd.vectorize(
             #[inline(always)]
             || score_tile::<S, T::Acc, ROWS>(simd, queries, block, columns.clone(), scores),
         );
 
         let ask_user = step.coverage == Coverage::Partial;
-        if ask_user || call.adjusts_scores() {
+        let adjust = ask_user || call.adjusts_scores();
+        if adjust {
             simd.vectorize(
                 #[inline(always)]
                 || {
@@ -253,43 +256,36 @@ impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
                 },
             );
         }
-        for (scores, &(start, end)) in scores.chunks_exact_mut(stride).zip(intervals) {
-            let start = start.clamp(block_start + columns.start, block_start + columns.end);
-            let end = end.clamp(start, block_start + columns.end);
-            scores[columns.start..start - block_start].fill(T::Acc::NEG_INFINITY);
-            scores[end - block_start..columns.end].fill(T::Acc::NEG_INFINITY);
+        let all = (block_start + columns.start, block_start + columns.end);
+        let cut = intervals.iter().any(|&(start, end)| start > all.0 || end < all.1);
+        if cut {
+            for (scores, &(start, end)) in scores.chunks_exact_mut(stride).zip(intervals) {
+                let start = start.clamp(all.0, all.1) - block_start;
+                let end = end.clamp(start + block_start, all.1) - block_start;
+                scores[columns.start..start].fill(T::Acc::NEG_INFINITY);
+                scores[end..columns.end].fill(T::Acc::NEG_INFINITY);
+            }
+        }
+        if adjust || cut {
+            maxima = simd.vectorize(
+                #[inline(always)]
+                || row_maxima::<S, T::Acc, ROWS>(simd, stride, columns.clone(), scores),
+            );
+        }
+        // The weights of values that are not finite need to know which scores were masked.
+        let raw_scores = &mut scratch.raw_scores[..ROWS * stride];
+        if !step.finite {
+            raw_scores.copy_from_slice(scores);
         }
 
-        let corrections = if step.finite {
-            simd.vectorize(
-                #[inline(always)]
-                || {
-                    let corrections = softmax_tile::<S, T::Acc, ROWS>(
-                        simd,
-                        stride,
-                        columns.clone(),
-                        scores,
-                        m,
-                        l,
-                    );
+        let corrections = simd.vectorize(
+            #[inline(always)]
+            || {
+                let corrections =
+                    softmax_tile(simd, stride, columns.clone(), &maxima, scores, m, l);
+                if step.finite {
                     value_tile(simd, block, columns, scores, &corrections, o);
-                    corrections
-                },
-            )
-        } else {
-            let raw_scores = &mut scratch.raw_scores[..ROWS * stride];
-            raw_scores.copy_from_slice(scores);
-            simd.vectorize(
-                #[inline(always)]
-                || {
-                    let corrections = softmax_tile::<S, T::Acc, ROWS>(
-                        simd,
-                        stride,
-                        columns.clone(),
-                        scores,
-                        m,
-                        l,
-                    );
+                } else {
                     for i in 0..ROWS {
                         let row = i * stride..(i + 1) * stride;
                         value_row(
@@ -302,10 +298,10 @@ impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
                             &mut o[i * e..][..e],
                         );
                     }
-                    corrections
-                },
-            )
-        };
+                }
+                corrections
+            },
+        );
 
         for i in 0..ROWS {
             let Row { head, query } = part.row(rows.start + first + i);
@@ -336,9 +332,7 @@ impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
             );
             let (head, query) = (r / part.queries.len(), r % part.queries.len());
             let mut out = o.index_axis_mut(Axis(0), head);
-            for (out, &x) in out.row_mut(query).iter_mut().zip(row.iter()) {
-                *out = T::from_acc(x);
-            }
+            narrow_row(row, out.row_mut(query));
             lse[[head, query]] = if l == T::Acc::ZERO { T::Acc::NEG_INFINITY } else { m + l.ln() };
         }
     }
