@@ -175,11 +175,20 @@ pub(crate) enum UserMask {
     Dilated(usize),
     /// Keys before this one; sharp about whole tiles.
     Prefix(usize),
+    /// Another mask with the keys counted from here.
+    FromKey(Box<Self>, usize),
+}
+
+impl UserMask {
+    pub(crate) fn from_key(self, first_key: usize) -> Self {
+        Self::FromKey(Box::new(self), first_key)
+    }
 }
 
 impl Mask for UserMask {
     fn visible(&self, at: Pair) -> bool {
         match *self {
+            Self::FromKey(ref mask, first) => mask.visible(Pair { key: at.key + first, ..at }),
             Self::Everything => true,
             Self::Documents { length, first_query } => {
                 (at.query + first_query) / length == at.key / length
@@ -192,6 +201,10 @@ impl Mask for UserMask {
     fn coverage(&self, tile: Tile) -> Coverage {
         assert!(!tile.queries.is_empty() && !tile.keys.is_empty(), "{tile:?}");
         match *self {
+            Self::FromKey(ref mask, first) => {
+                let keys = tile.keys.start + first..tile.keys.end + first;
+                mask.coverage(Tile { keys, ..tile })
+            }
             Self::Everything => Coverage::Full,
             Self::Documents { length, first_query } => {
                 let document = |first: usize, last: usize| (first / length, last / length);
