@@ -13,8 +13,10 @@ use tensor_utils::{Float, Isa, Kernel, dispatch, exp_nonpositive_fast};
 const EXP_ULP: f64 = 1.0;
 const TANH_F32_ULP: f64 = 1.5;
 const TANH_F64_ULP: f64 = 2.0;
-/// Relative error of `exp_nonpositive_fast`.
-const FAST: f64 = 1.0 / 65_536.0;
+/// The relative error of `exp_nonpositive_fast` that the docs promise.
+fn fast_bound(isa: Isa) -> f64 {
+    if isa == Isa::Portable { 8e-6 } else { 4e-6 }
+}
 
 /// The smallest f32 and f64 whose exponential is not below the smallest normal number.
 const UNDERFLOW_F32: f32 = -87.336_54;
@@ -61,7 +63,7 @@ fn apply<T: Float>(isa: Isa, function: Function, x: &[T]) -> Vec<T> {
 
     let mut y = x.to_vec();
     y.resize(x.len().next_multiple_of(16), T::ZERO);
-    dispatch(isa, Apply(function, &mut y)).unwrap();
+    dispatch(isa, Apply(function, &mut y)).expect("only available ones are asked for");
     y.truncate(x.len());
     y
 }
@@ -88,7 +90,7 @@ fn apply_fast(isa: Isa, x: &[f32]) -> Vec<f32> {
 
     let mut y = x.to_vec();
     y.resize(x.len().next_multiple_of(16), 0.0);
-    dispatch(isa, Apply(&mut y)).unwrap();
+    dispatch(isa, Apply(&mut y)).expect("only available ones are asked for");
     y.truncate(x.len());
     y
 }
@@ -186,7 +188,7 @@ fn check_f32(stride: u64) {
         assert!(exp.error <= EXP_ULP, "{isa} exp: {exp}");
         assert!(nonpositive.error <= EXP_ULP, "{isa} exp_nonpositive: {nonpositive}");
         assert!(tanh.error <= TANH_F32_ULP, "{isa} tanh: {tanh}");
-        assert!(fast.error <= FAST, "{isa} exp_nonpositive_fast: {fast}");
+        assert!(fast.error <= fast_bound(isa), "{isa} exp_nonpositive_fast: {fast}");
     }
 }
 
@@ -327,7 +329,7 @@ fn f64_edges() {
 fn oracle_knows_constants_to_thirty_digits() {
     // Computed with mpmath 1.3.
     let known = [
-        (double_double::exp(1.0), 2.718_281_828_459_045, 1.445_646_891_729_250_2e-16),
+        (double_double::exp(1.0), std::f64::consts::E, 1.445_646_891_729_250_2e-16),
         (double_double::exp(-20.5), 1.250_152_866_386_742_6e-9, 6.448_235_878_237_776e-26),
         ((0, double_double::tanh(0.1)), 0.099_667_994_624_955_82, 3.542_433_877_641_546e-18),
         ((0, double_double::tanh(3.0)), 0.995_054_753_686_730_5, -1.299_189_286_356_262_4e-17),

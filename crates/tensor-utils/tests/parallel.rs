@@ -8,7 +8,8 @@ use tensor_utils::{for_each_chunk, map_chunks_ordered};
 const POOLS: [usize; 4] = [1, 2, 3, 8];
 
 fn in_pool<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
-    ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(f)
+    let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.expect("threads can be started").install(f)
 }
 
 proptest! {
