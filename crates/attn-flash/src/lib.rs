@@ -20,7 +20,7 @@ mod workspace;
 pub use attention::{
     Attention, AttentionVarlen, attention, attention_into, attention_varlen, attention_varlen_into,
 };
-pub use merge::merge_states;
+pub use merge::{merge_states, merge_states_into};
 pub use workspace::Workspace;
 
 // Oracle.

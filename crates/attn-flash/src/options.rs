@@ -115,7 +115,7 @@ pub struct Window {
 /// rounding, nothing else does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tiling {
-    /// Query rows that share one packed block of keys, at least 1. Default 768.
+    /// Query rows that share one packed block of keys, at least 1. Default 1536.
     pub query_block: usize,
     /// Keys between two corrections of the running maximum, at least 1, rounded up to a multiple of
     /// 32. Default 256.
@@ -126,6 +126,6 @@ pub struct Tiling {
 
 impl Default for Tiling {
     fn default() -> Self {
-        Self { query_block: 768, key_block: 256, isa: None }
+        Self { query_block: 1536, key_block: 256, isa: None }
     }
 }

@@ -230,10 +230,8 @@ impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
         let o = &mut scratch.o[first * e..][..ROWS * e];
         let intervals = &scratch.intervals[first..][..ROWS];
 
-        let mut maxima = simd.vectorize(
-            #[inline(always)]
-            || score_tile::<S, T::Acc, ROWS>(simd, queries, block, columns.clone(), scores),
-        );
+        let mut maxima =
+            score_tile::<S, T::Acc, ROWS>(simd, queries, block, columns.clone(), scores);
 
         let ask_user = step.coverage == Coverage::Partial;
         let adjust = ask_user || call.adjusts_scores();
@@ -267,10 +265,7 @@ impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
             }
         }
         if adjust || cut {
-            maxima = simd.vectorize(
-                #[inline(always)]
-                || row_maxima::<S, T::Acc, ROWS>(simd, stride, columns.clone(), scores),
-            );
+            maxima = row_maxima(simd, stride, columns.clone(), scores);
         }
         // The weights of values that are not finite need to know which scores were masked.
         let raw_scores = &mut scratch.raw_scores[..ROWS * stride];
@@ -278,30 +273,18 @@ impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
             raw_scores.copy_from_slice(scores);
         }
 
-        let corrections = simd.vectorize(
-            #[inline(always)]
-            || {
-                let corrections =
-                    softmax_tile(simd, stride, columns.clone(), &maxima, scores, m, l);
-                if step.finite {
-                    value_tile(simd, block, columns, scores, &corrections, o);
-                } else {
-                    for i in 0..ROWS {
-                        let row = i * stride..(i + 1) * stride;
-                        value_row(
-                            simd,
-                            block,
-                            columns.clone(),
-                            &raw_scores[row.clone()],
-                            &scores[row],
-                            corrections[i],
-                            &mut o[i * e..][..e],
-                        );
-                    }
-                }
-                corrections
-            },
-        );
+        let corrections: [T::Acc; ROWS] =
+            softmax_tile(simd, stride, columns.clone(), &maxima, scores, m, l);
+        if step.finite {
+            value_tile(simd, block, columns, scores, &corrections, o);
+        } else {
+            for i in 0..ROWS {
+                let row = i * stride..(i + 1) * stride;
+                let (raw_scores, weights) = (&raw_scores[row.clone()], &scores[row]);
+                let o = &mut o[i * e..][..e];
+                value_row(simd, block, columns.clone(), raw_scores, weights, corrections[i], o);
+            }
+        }
 
         for i in 0..ROWS {
             let Row { head, query } = part.row(rows.start + first + i);
@@ -326,10 +309,7 @@ impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
         for (i, r) in self.rows.enumerate() {
             let row = &mut scratch.o[i * e..][..e];
             let (m, l) = (scratch.m[i], scratch.l[i]);
-            simd.vectorize(
-                #[inline(always)]
-                || normalise(simd, row, l),
-            );
+            normalise(simd, row, l);
             let (head, query) = (r / part.queries.len(), r % part.queries.len());
             let mut out = o.index_axis_mut(Axis(0), head);
             narrow_row(row, out.row_mut(query));

@@ -94,7 +94,6 @@ fn pairs<'a, T>(
     keys: &Range<usize>,
 ) -> ArrayView1<'a, T> {
     let row = array
-        .clone()
         .index_axis_move(Axis(0), batch)
         .index_axis_move(Axis(0), head)
         .index_axis_move(Axis(0), query);
@@ -136,7 +135,7 @@ fn add_bias<T: Element>(bias: ArrayView1<'_, T>, scores: &mut [T::Acc]) {
 fn add_alibi<A: Float>(slope: A, position: i64, keys: Range<usize>, scores: &mut [A]) {
     for (s, key) in scores.iter_mut().zip(keys) {
         let distance = (key as i64).abs_diff(position);
-        *s = *s - slope * A::from_f64(distance as f64);
+        *s += -slope * A::from_f64(distance as f64);
     }
 }
 
