@@ -383,7 +383,7 @@ where
 
     let part = |keys: Range<usize>, sinks| {
         let slice = Slice::from(keys.clone());
-        let user_mask = features.user_mask.clone().from_key(keys.start);
+        let user_mask = features.user_mask.part([0, 0, 0, keys.start]);
         let valid = |&length: &usize| length.clamp(keys.start, keys.end) - keys.start;
         let key_lengths = options.key_lengths.map(|all| all.iter().map(valid).collect::<Vec<_>>());
         let options = Options {

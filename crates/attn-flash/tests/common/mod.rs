@@ -175,20 +175,26 @@ pub(crate) enum UserMask {
     Dilated(usize),
     /// Keys before this one; sharp about whole tiles.
     Prefix(usize),
-    /// Another mask with the keys counted from here.
-    FromKey(Box<Self>, usize),
+    /// Another mask as a part of its call sees it, that begins at this batch entry, head, query and
+    /// key.
+    Part(Box<Self>, [usize; 4]),
 }
 
 impl UserMask {
-    pub(crate) fn from_key(self, first_key: usize) -> Self {
-        Self::FromKey(Box::new(self), first_key)
+    pub(crate) fn part(&self, first: [usize; 4]) -> Self {
+        Self::Part(Box::new(self.clone()), first)
     }
 }
 
 impl Mask for UserMask {
     fn visible(&self, at: Pair) -> bool {
         match *self {
-            Self::FromKey(ref mask, first) => mask.visible(Pair { key: at.key + first, ..at }),
+            Self::Part(ref mask, [batch, head, query, key]) => mask.visible(Pair {
+                batch: at.batch + batch,
+                head: at.head + head,
+                query: at.query + query,
+                key: at.key + key,
+            }),
             Self::Everything => true,
             Self::Documents { length, first_query } => {
                 (at.query + first_query) / length == at.key / length
@@ -201,10 +207,12 @@ impl Mask for UserMask {
     fn coverage(&self, tile: Tile) -> Coverage {
         assert!(!tile.queries.is_empty() && !tile.keys.is_empty(), "{tile:?}");
         match *self {
-            Self::FromKey(ref mask, first) => {
-                let keys = tile.keys.start + first..tile.keys.end + first;
-                mask.coverage(Tile { keys, ..tile })
-            }
+            Self::Part(ref mask, [batch, head, query, key]) => mask.coverage(Tile {
+                batch: tile.batch + batch,
+                head: tile.head + head,
+                queries: tile.queries.start + query..tile.queries.end + query,
+                keys: tile.keys.start + key..tile.keys.end + key,
+            }),
             Self::Everything => Coverage::Full,
             Self::Documents { length, first_query } => {
                 let document = |first: usize, last: usize| (first / length, last / length);
