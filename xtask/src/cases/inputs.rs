@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use ndarray::{Array, ArrayD, Dimension};
 use safetensors::Dtype;
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 use tensor_utils::Element;
 
 use super::file::CaseFile;
@@ -27,7 +28,9 @@ impl<'a> Inputs<'a> {
 
     /// The parameters. `P` has a default for each and `#[serde(deny_unknown_fields)]`.
     pub(super) fn params<P: DeserializeOwned>(&self) -> Result<P> {
+        // By way of a map, because serde also reads a struct from a list of its fields.
         serde_json::from_str(self.params)
+            .and_then(|object: Map<String, Value>| P::deserialize(Value::Object(object)))
             .with_context(|| format!("the metadata key `params` is `{}`", self.params))
     }
 

@@ -41,19 +41,18 @@ impl Runner {
         self.run_all(job.name.clone(), vec![job]);
     }
 
-    /// A check that is several commands; all are run, the first to fail is the one to repeat.
+    /// A check that is several commands, up to the first that fails.
     pub(super) fn run_all(&mut self, name: String, jobs: Vec<Job>) {
         if jobs.is_empty() {
             return self.skip(name, "there is nothing to run");
         }
         self.measure(name, |log| {
-            let mut repeat = None;
             for job in jobs {
                 if !execute(job.command, log, None)?.success() {
-                    repeat.get_or_insert(job.repeat);
+                    return Ok(Some(job.repeat));
                 }
             }
-            Ok(repeat)
+            Ok(None)
         });
     }
 
