@@ -60,8 +60,9 @@ def read(path):
 def write(path, tensors):
     header, blobs, at = {}, [], 0
     for name, tensor in tensors.items():
-        tensor = tensor.detach().contiguous()
-        blob = bytes(tensor.view(torch.uint8).flatten().numpy())
+        raw = tensor.detach().contiguous().view(torch.uint8).flatten()
+        blob = bytearray(raw.numel())
+        torch.frombuffer(blob, dtype=torch.uint8).copy_(raw)
         header[name] = {
             "dtype": NAMES[tensor.dtype],
             "shape": list(tensor.shape),

@@ -29,7 +29,7 @@ pub(crate) struct Args {
     /// Only this crate
     #[arg(short, long, value_name = "CRATE")]
     package: Option<String>,
-    /// Only cases whose name contains this
+    /// Only cases whose name, shape and type contain this
     #[arg(long, value_name = "SUBSTRING")]
     case: Option<String>,
     /// The Python that has PyTorch
@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let threads = usize::from(args.threads);
     let chosen = |case: &Case| {
         args.package.as_ref().is_none_or(|package| package == case.package)
-            && args.case.as_ref().is_none_or(|part| case.name.contains(part.as_str()))
+            && args.case.as_ref().is_none_or(|part| case.title().contains(part.as_str()))
     };
     let cases: Vec<_> = cases().into_iter().filter(chosen).collect();
     ensure!(!cases.is_empty(), "no case matches; without -p and --case all are run");
@@ -88,9 +88,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
     let mut rows = Vec::new();
     for case in &cases {
-        eprintln!("{} {} {}", case.kernel, case.name, case.dtype);
+        eprintln!("{}", case.title());
         let row = duel::run(case, &mut peer, &pool, &machine, usize::from(args.pairs));
-        rows.push(row.with_context(|| format!("{} {} {}", case.kernel, case.name, case.dtype))?);
+        rows.push(row.with_context(|| case.title())?);
     }
     let report = Report::new(machine, peer.name(), rows);
     println!("{report}");

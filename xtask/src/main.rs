@@ -10,7 +10,6 @@ mod workspace;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::Parser;
 
 /// Check the kernels, and compare them with others
@@ -24,11 +23,15 @@ enum Task {
     Tidy,
 }
 
-fn main() -> Result<ExitCode> {
-    match Task::parse() {
+fn main() -> ExitCode {
+    let result = match Task::parse() {
         Task::VerifyAll(args) => verify_all::run(&args),
         Task::VerifyCases(args) => Ok(verify_cases::run(&args)),
         Task::Compare(args) => compare::run(&args),
         Task::Tidy => tidy::run(),
-    }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }

@@ -33,6 +33,13 @@ pub(super) struct Case {
     pub(super) prepare: Box<dyn Fn() -> Result<Box<dyn Contest>>>,
 }
 
+impl Case {
+    /// What tells it from the others.
+    pub(super) fn title(&self) -> String {
+        format!("{} {} {}", self.kernel, self.name, self.dtype)
+    }
+}
+
 /// Our side of a case, with its arrays.
 pub(super) trait Contest: Send {
     /// The operation in `peers/torch_peer.py`, and its options.
