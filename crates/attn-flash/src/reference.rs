@@ -112,8 +112,8 @@ fn plain<T: Element, A: Float, M: Mask>(
 ) -> Result<(Array4<A>, Array3<A>), Error> {
     let (batch, heads, n, d) = q.dim();
     let (_, key_heads, m, e) = v.dim();
+    check_shape("k", k.shape(), &[batch, k.dim().1, k.dim().2, d])?;
     check_inputs(q.shape(), k.shape(), v.shape())?;
-    check_shape("k", k.shape(), &[batch, key_heads, m, d])?;
     let checked = check_options([batch, heads, n, m], options, Some((n, m)))?;
 
     let number = |x: f64| A::from_f64(x);

@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::env;
 use std::ops::Range;
 
 use attn_flash::{Attention, Options, Tiling, Window, attention_reference, merge_states};
@@ -12,21 +11,9 @@ use proptest::collection::vec;
 use proptest::option::weighted;
 use proptest::prelude::*;
 use proptest::sample::select;
-use proptest::test_runner::FileFailurePersistence;
 use rand::RngExt;
 use tensor_utils::testing::{Poison, Seeded, Tolerance, check_close, check_same_bits};
 use tensor_utils::{Element, bf16, f16};
-
-/// 64 cases, or as many as `PROPTEST_CASES` says.
-fn config() -> ProptestConfig {
-    let mut config = ProptestConfig::default();
-    if env::var_os("PROPTEST_CASES").is_none() {
-        config.cases = 64;
-    }
-    let file = FileFailurePersistence::Direct("proptest-regressions/properties.txt");
-    config.failure_persistence = Some(Box::new(file));
-    config
-}
 
 fn sizes() -> impl Strategy<Value = Sizes> {
     let queries = prop_oneof![0..4_usize, 4..30_usize, 30..100_usize];
@@ -167,7 +154,7 @@ macro_rules! with_type {
 }
 
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(common::proptest_config("proptest-regressions/properties.txt"))]
 
     #[test]
     fn agrees_with_reference(

@@ -2,23 +2,32 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+use std::env;
+
 use attn_flash::{
     AncestorMask, Attention, Coverage, Error, Mask, Options, Pair, Tile, Tiling, Window, Workspace,
     attention_into,
 };
 use ndarray::{Array2, Array3, Array4, ArrayD, ArrayView4, IxDyn};
+use proptest::test_runner::{Config as ProptestConfig, FileFailurePersistence};
 use rand::RngExt;
 use tensor_utils::testing::{Guarded, Poison, Seeded, Tolerance};
 use tensor_utils::{Element, Isa};
 
+/// 64 cases, or as many as `PROPTEST_CASES` says; failures are kept in `file`.
+pub(crate) fn proptest_config(file: &'static str) -> ProptestConfig {
+    let mut config = ProptestConfig::default();
+    if env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = 64;
+    }
+    config.failure_persistence = Some(Box::new(FileFailurePersistence::Direct(file)));
+    config
+}
+
 /// The instruction sets to test: the one that `KERNELS_ISA` asks for, else all of this machine.
 pub(crate) fn isas() -> Vec<Isa> {
     let active = Isa::active().unwrap();
-    if std::env::var_os("KERNELS_ISA").is_some() {
-        vec![active]
-    } else {
-        Isa::available().collect()
-    }
+    if env::var_os("KERNELS_ISA").is_some() { vec![active] } else { Isa::available().collect() }
 }
 
 /// Small tiles, whose edges small inputs straddle, and the default ones, on every instruction set.
