@@ -40,9 +40,14 @@ pub(super) fn check(root: &Path, findings: &mut Findings) -> Result<()> {
 fn check_crate(root: &Path, folder: &Path, findings: &mut Findings) {
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let shown = folder.strip_prefix(root).unwrap_or(folder);
+    let manifest = fs::read_to_string(folder.join("Cargo.toml")).unwrap_or_default();
+    if folder.join("benches").exists() && !manifest.contains("harness = false") {
+        let fix = "add `[[bench]]` with its name and `harness = false`, or criterion never runs";
+        findings.add(&shown.join("Cargo.toml"), 0, format_args!("does not name its bench: {fix}"));
+    }
     let mut expect = |room: &str| {
         if !folder.join(room).exists() {
-            let advice = "add it; docs/architecture.md says what belongs there";
+            let advice = "add it; CONTRIBUTING.md says what belongs there";
             findings.add(&shown.join(room), 0, format_args!("is missing: {advice}"));
         }
     };
