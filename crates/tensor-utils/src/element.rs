@@ -5,7 +5,7 @@ use std::fmt::Debug;
 
 use crate::Float;
 
-/// A type that tensors are stored in: `f32`, `f64`, [`bf16`] or [`f16`].
+/// A type that tensors are stored in: `f32`, `f64`, [`bf16`] or [`struct@f16`].
 ///
 /// The 16-bit types are storage only: kernels widen them to `f32`, compute there, and round the
 /// result once (to nearest, ties to even).

@@ -20,8 +20,16 @@
 //!   `e^r = 1 + (h + (r^2 q - n LOW))`: 1/2 for the last operation, 1/4 for the one before, 1/10 for
 //!   all others.
 //!
-//! Largest errors measured over all 2^32 inputs of f32 (`tests/exp.rs`), in ULP of the exact
-//! result: EXHAUSTIVE_TABLE
+//! Largest errors measured, over all 2^32 inputs of f32 and 400 thousand of f64 (`tests/exp.rs`), in
+//! ULP of the exact result:
+//!
+//! | | fused | separate |
+//! | --- | --- | --- |
+//! | `exp` f32 | 0.894 | 0.915 |
+//! | `exp` f64 | 0.867 | 0.887 |
+//! | `tanh` f32 | 1.36 | 1.32 |
+//! | `tanh` f64 | 1.27 | 1.26 |
+//! | `exp_nonpositive_fast`, relative error | 3.86e-6 | 7.64e-6 |
 //!
 //! Results below the smallest normal number are exactly 0: a subnormal probability changes nothing
 //! and costs a hundred cycles in the product that follows. The threshold is the smallest argument
@@ -163,7 +171,7 @@ pub fn exp_nonpositive_fast<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     x.simd_lt(splat(-87.336_54)).select(splat(0.0), e * scale)
 }
 
-/// `tanh(x)` for every lane, within 2 ULP; NaN gives NaN.
+/// `tanh(x)` for every lane, within 1.5 ULP; NaN gives NaN.
 ///
 /// Near 0 an odd polynomial, elsewhere `1 - 2 / (e^(2 |x|) + 1)` with the sign of `x`
 /// (coefficients: Cephes, `tanhf`).

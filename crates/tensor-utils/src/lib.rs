@@ -10,6 +10,8 @@ mod parallel;
 mod shape;
 mod softmax;
 
+pub mod tile;
+
 #[cfg(feature = "testing")]
 pub mod testing;
 

@@ -85,3 +85,44 @@ pub fn broadcast_4d<'a, T>(
         got: view.shape().to_vec(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::{ArrayD, IxDyn};
+
+    #[test]
+    fn shapes_are_equal_or_named() {
+        assert_eq!(check_shape("k", &[2, 3], &[2, 3]), Ok(()));
+        let error = check_shape("k", &[2, 3], &[2, 3, 1]).unwrap_err();
+        assert_eq!(error.to_string(), "`k` has shape [2, 3], expected [2, 3, 1]");
+    }
+
+    #[test]
+    fn empty_or_missing_axis_is_named() {
+        assert_eq!(check_not_empty("q", &[0, 3], 1, "head size"), Ok(()));
+        let error = check_not_empty("q", &[3, 0], 1, "head size").unwrap_err();
+        assert_eq!(error.to_string(), "`q` has shape [3, 0]: its head size must be at least 1");
+        assert!(check_not_empty("q", &[3], 1, "head size").is_err());
+    }
+
+    #[test]
+    fn broadcast_aligns_at_the_right_and_copies_nothing() {
+        for (shape, strides) in [
+            (&[3, 1][..], [0, 0, 1, 0]),
+            (&[2, 1, 1, 4], [4, 0, 0, 1]),
+            (&[], [0, 0, 0, 0]),
+            (&[4], [0, 0, 0, 1]),
+        ] {
+            let array = ArrayD::<f32>::zeros(IxDyn(shape));
+            let view = array.view();
+            let wide = broadcast_4d("bias", &view, [2, 5, 3, 4]).unwrap();
+            assert_eq!(wide.shape(), [2, 5, 3, 4]);
+            assert_eq!(wide.strides(), strides, "{shape:?}");
+        }
+        for shape in [&[3][..], &[2, 4], &[1, 1, 1, 1, 1], &[0]] {
+            let array = ArrayD::<f32>::zeros(IxDyn(shape));
+            assert!(broadcast_4d("bias", &array.view(), [2, 5, 3, 4]).is_err(), "{shape:?}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Packed copies of matrices, in the compute type and in the order in which tiles read them.
+//!
+//! With vectors of `L` lanes and panels of `W = 2 L` columns:
+//!
+//! - [`copy_rows`]: row-major, rows a stride apart;
+//! - [`pack_columns`]: `[panel][row][W]`, panel `c` holding columns `c W .. (c + 1) W` of each row; if
+//!   the columns, rounded up to `L`, leave a single vector, the last panel is `L` wide;
+//! - [`pack_transposed`]: `[panel][column][W]`, panel `c` holding rows `c W .. (c + 1) W`,
+//!   transposed.
+//!
+//! Rows and columns that do not exist are 0.
+
+use std::array;
+
+use fearless_simd::{Simd, SimdBase, SimdFloat, SimdFrom, SimdMask};
+use ndarray::{ArrayView1, ArrayView2, ArrayViewMut1};
+
+use super::{UNROLL, lanes, panel_width};
+use crate::{Element, Float, narrow, widen};
+
+/// Depth of the panels of [`pack_transposed`] for `columns` columns: a multiple of [`UNROLL`].
+pub const fn panel_depth(columns: usize) -> usize {
+    columns.next_multiple_of(UNROLL)
+}
+
+/// Copies rows, times `scale`, to `to`, `stride` apart (at least the columns rounded up to lanes),
+/// the rest of each row 0. Returns whether all elements are finite.
+pub fn copy_rows<S: Simd, T: Element>(
+    simd: S,
+    rows: ArrayView2<'_, T>,
+    scale: T::Acc,
+    to: &mut [T::Acc],
+    stride: usize,
+) -> bool {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let zero = <T::Acc as Float>::Vector::<S>::simd_from(simd, T::Acc::ZERO);
+            let mut not_finite = zero;
+            for (row, to) in rows.outer_iter().zip(to.chunks_exact_mut(stride)) {
+                let filled = widen_row(row, to);
+                to[filled..].fill(T::Acc::ZERO);
+                for chunk in to.chunks_exact_mut(lanes::<S, T::Acc>()) {
+                    let vector = <T::Acc as Float>::Vector::<S>::from_slice(simd, chunk);
+                    not_finite = vector.mul_add(zero, not_finite);
+                    (vector * scale).store_slice(chunk);
+                }
+            }
+            all_zero(simd, not_finite)
+        },
+    )
+}
+
+/// Packs rows into panels with room for `capacity` rows each, up to a multiple of the panel width.
+/// `scratch` holds the columns rounded up to lanes. Returns whether all elements are finite.
+pub fn pack_columns<S: Simd, T: Element>(
+    simd: S,
+    rows: ArrayView2<'_, T>,
+    panels: &mut [T::Acc],
+    capacity: usize,
+    scratch: &mut [T::Acc],
+) -> bool {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let (count, columns) = rows.dim();
+            let lanes = lanes::<S, T::Acc>();
+            let width = panel_width::<S, T::Acc>();
+            let padded = columns.next_multiple_of(lanes);
+            let zero = <T::Acc as Float>::Vector::<S>::simd_from(simd, T::Acc::ZERO);
+            let mut not_finite = zero;
+            for i in 0..count.next_multiple_of(width) {
+                let row = &mut scratch[..padded];
+                let filled = if i < count { widen_row(rows.row(i), row) } else { 0 };
+                row[filled..].fill(T::Acc::ZERO);
+                for (column, chunk) in (0..).step_by(lanes).zip(row.chunks_exact(lanes)) {
+                    let vector = <T::Acc as Float>::Vector::<S>::from_slice(simd, chunk);
+                    not_finite = vector.mul_add(zero, not_finite);
+                    let panel = column / width * width;
+                    let at = panel * capacity + i * width.min(padded - panel) + column % width;
+                    vector.store_slice(&mut panels[at..][..lanes]);
+                }
+            }
+            all_zero(simd, not_finite)
+        },
+    )
+}
+
+/// Packs the transpose of some rows into panels of [`panel_depth`]; `scratch` holds [`lanes`] rows
+/// of the columns rounded up to lanes. Returns whether all elements are finite.
+pub fn pack_transposed<S: Simd, T: Element>(
+    simd: S,
+    rows: ArrayView2<'_, T>,
+    panels: &mut [T::Acc],
+    scratch: &mut [T::Acc],
+) -> bool {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let (count, columns) = rows.dim();
+            let lanes = lanes::<S, T::Acc>();
+            let width = panel_width::<S, T::Acc>();
+            let padded = columns.next_multiple_of(lanes);
+            let depth = panel_depth(columns);
+            let zero = <T::Acc as Float>::Vector::<S>::simd_from(simd, T::Acc::ZERO);
+            let mut not_finite = zero;
+            for first in (0..count.next_multiple_of(width)).step_by(lanes) {
+                for (i, row) in scratch.chunks_exact_mut(padded).take(lanes).enumerate() {
+                    let exists = first + i < count;
+                    let filled = if exists { widen_row(rows.row(first + i), row) } else { 0 };
+                    row[filled..].fill(T::Acc::ZERO);
+                    for chunk in row.chunks_exact(lanes) {
+                        let vector = <T::Acc as Float>::Vector::<S>::from_slice(simd, chunk);
+                        not_finite = vector.mul_add(zero, not_finite);
+                    }
+                }
+                let panel = &mut panels[first / width * depth * width..][..depth * width];
+                let squares = panel.chunks_mut(lanes * width).zip((0..).step_by(lanes));
+                for (out, column) in squares {
+                    let (from, to) = (&scratch[column..], &mut out[first % width..]);
+                    match lanes {
+                        16 => transpose::<S, T::Acc, 16>(simd, from, padded, to, width),
+                        8 => transpose::<S, T::Acc, 8>(simd, from, padded, to, width),
+                        4 => transpose::<S, T::Acc, 4>(simd, from, padded, to, width),
+                        _ => transpose::<S, T::Acc, 2>(simd, from, padded, to, width),
+                    }
+                }
+            }
+            all_zero(simd, not_finite)
+        },
+    )
+}
+
+/// Transposes the `L` x `L` square at the start of `rows` to the start of `out`, as many rows as
+/// `out` has. Each of the log2 L steps rotates the bits of (row, lane) by one.
+#[inline(always)]
+fn transpose<S: Simd, A: Float, const L: usize>(
+    simd: S,
+    rows: &[A],
+    stride: usize,
+    out: &mut [A],
+    out_stride: usize,
+) {
+    let mut square: [A::Vector<S>; L] =
+        array::from_fn(|i| A::Vector::from_slice(simd, &rows[i * stride..][..L]));
+    let mut step = 1;
+    while step < L {
+        square = array::from_fn(|i| {
+            let (low, high) = (square[i / 2], square[i / 2 + L / 2]);
+            if i % 2 == 0 { low.zip_low(high) } else { low.zip_high(high) }
+        });
+        step *= 2;
+    }
+    for (row, vector) in out.chunks_mut(out_stride).zip(&square) {
+        vector.store_slice(&mut row[..L]);
+    }
+}
+
+/// Whether a sum of `x * 0` is 0: it is for finite x, and NaN if any is not.
+#[inline(always)]
+fn all_zero<S: Simd, V: SimdFloat<S>>(simd: S, sum: V) -> bool
+where
+    V::Element: From<i8>,
+{
+    sum.simd_eq(V::simd_from(simd, V::Element::from(0_i8))).all_true()
+}
+
+/// Widens a row; returns its length.
+#[inline(always)]
+fn widen_row<T: Element>(row: ArrayView1<'_, T>, to: &mut [T::Acc]) -> usize {
+    match row.to_slice() {
+        Some(row) => widen(row, &mut to[..row.len()]),
+        None => to.iter_mut().zip(row).for_each(|(to, x)| *to = x.to_acc()),
+    }
+    row.len()
+}
+
+/// Rounds the start of a row to the element type.
+#[inline(always)]
+pub fn narrow_row<T: Element>(row: &[T::Acc], mut to: ArrayViewMut1<'_, T>) {
+    match to.as_slice_mut() {
+        Some(to) => narrow(&row[..to.len()], to),
+        None => to.iter_mut().zip(row).for_each(|(to, &x)| *to = T::from_acc(x)),
+    }
+}
