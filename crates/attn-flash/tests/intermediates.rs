@@ -1,6 +1,8 @@
 //! The states in between: what the recurrence promises of them, and that its factor is
 //! `exp(m_old - m_new)` and not the inverse.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,7 @@
 //! The same bits for any number of threads, in any company and on every run.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use attn_flash::{

@@ -1,6 +1,8 @@
 //! Memory: nothing quadratic in the lengths, and no allocation in the `_into` forms. One test, so
 //! that no other allocates meanwhile; on the instruction set of `KERNELS_ISA`, or the widest.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use attn_flash::{

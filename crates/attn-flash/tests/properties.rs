@@ -1,5 +1,7 @@
 //! What holds for any shape, any combination of options and any values.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::ops::Range;

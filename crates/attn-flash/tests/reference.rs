@@ -1,5 +1,7 @@
 //! The fast path against the oracle, on sizes around the edges of tiles and on every option.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use attn_flash::{

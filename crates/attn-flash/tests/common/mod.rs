@@ -208,7 +208,9 @@ impl Mask for UserMask {
             Self::Documents { length, first_query } => {
                 (at.query + first_query) / length == at.key / length
             }
-            Self::Dilated(step) => (at.key + at.query + at.head + 2 * at.batch) % step == 0,
+            Self::Dilated(step) => {
+                (at.key + at.query + at.head + 2 * at.batch).is_multiple_of(step)
+            }
             Self::Prefix(length) => at.key < length,
         }
     }
@@ -337,9 +339,9 @@ impl<T: Element> Setting<T> {
             }
             sinks
         });
-        let mut parent = |node: usize| seeded.rng().random_range(-1..node as i64);
+        let parent = |node: usize| seeded.rng().random_range(-1..node as i64);
         let tree = (features.tree && n <= m).then(|| {
-            let parents: Vec<i64> = (0..n).map(|node| parent(node)).collect();
+            let parents: Vec<i64> = (0..n).map(parent).collect();
             AncestorMask::from_parents(&parents).unwrap()
         });
         let features = features.clone();
