@@ -8,7 +8,6 @@ mod mask;
 mod merge;
 mod observe;
 mod options;
-mod pack;
 mod reference;
 mod split;
 mod tile;

@@ -3,30 +3,18 @@
 //! Each step is a function of its own, compiled once per vector type and tile height, whatever the
 //! element type and the masks of the call.
 
-use std::array;
 use std::ops::Range;
 
 use tensor_utils::Float;
 use tensor_utils::simd::{Simd, SimdBase, SimdFloat, SimdFrom};
+use tensor_utils::tile::{lanes, load, pack::panel_depth, panel_width, product_rows, store};
 
-use crate::pack::lanes;
-
-/// Heights of register tiles, largest first. With 64-byte vectors the largest keeps 24 of 32
-/// registers as sums, else 12 of 16. The last is 1, so any number of rows can be cut into tiles.
-pub(crate) const fn heights<S: Simd, A: Float>() -> [usize; 3] {
-    if lanes::<S, A>() * size_of::<A>() == 64 { [12, 4, 1] } else { [6, 2, 1] }
-}
-
-/// Keys whose weights are fetched together in [`value_tile`], so that bounds are checked once for
-/// all of them. Divides every panel width.
-const UNROLL: usize = 4;
-
-/// A packed block of keys and values; see [`crate::pack`] for the layouts.
+/// A packed block of keys and values.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Block<'a, A> {
-    /// Panels of keys.
+    /// Keys, by `pack_transposed`.
     pub(crate) keys: &'a [A],
-    /// Panels of values.
+    /// Values, by `pack_columns`.
     pub(crate) values: &'a [A],
     /// Keys that a panel of values has room for, and row stride of the scores.
     pub(crate) capacity: usize,
@@ -34,50 +22,6 @@ pub(crate) struct Block<'a, A> {
     pub(crate) d: usize,
     /// Value size, rounded up to lanes; row stride of the outputs.
     pub(crate) e: usize,
-}
-
-/// `scores[i, j] = q_i . k_j` (eq. 1) for the columns of whole panels `columns`. Returns the largest
-/// of each row, lane by lane, while they are still in registers.
-///
-/// Each score is one chain of fused multiply-adds over `d`, whatever the height of the tile, so a
-/// row has the same bits alone and among others.
-pub(crate) fn score_tile<S: Simd, A: Float, const ROWS: usize>(
-    simd: S,
-    queries: &[A],
-    block: Block<'_, A>,
-    columns: Range<usize>,
-    scores: &mut [A],
-) -> Maxima<S, A, ROWS> {
-    simd.vectorize(
-        #[inline(always)]
-        || {
-            let lanes = lanes::<S, A>();
-            let width = 2 * lanes;
-            let mut maxima = no_maxima::<S, A, ROWS>(simd);
-            let (queries, _) = queries.as_chunks::<ROWS>();
-            let queries = &queries[..block.d];
-            for column in columns.step_by(width) {
-                let panel = &block.keys[column * block.d..][..block.d * width];
-                let mut sums = [[A::Vector::<S>::simd_from(simd, A::ZERO); 2]; ROWS];
-                for (q, k) in queries.iter().zip(panel.chunks_exact(width)) {
-                    let k0 = A::Vector::<S>::from_slice(simd, &k[..lanes]);
-                    let k1 = A::Vector::<S>::from_slice(simd, &k[lanes..]);
-                    for i in 0..ROWS {
-                        let q = A::Vector::<S>::simd_from(simd, q[i]);
-                        sums[i][0] = q.mul_add(k0, sums[i][0]);
-                        sums[i][1] = q.mul_add(k1, sums[i][1]);
-                    }
-                }
-                for i in 0..ROWS {
-                    let row = &mut scores[i * block.capacity + column..][..width];
-                    sums[i][0].store_slice(&mut row[..lanes]);
-                    sums[i][1].store_slice(&mut row[lanes..]);
-                    maxima[i] = sums[i][0].max(sums[i][1]).max(maxima[i]);
-                }
-            }
-            maxima
-        },
-    )
 }
 
 /// The largest scores of each row of a tile, lane by lane. In a row with NaN they may be anything:
@@ -90,6 +34,36 @@ fn no_maxima<S: Simd, A: Float, const ROWS: usize>(simd: S) -> Maxima<S, A, ROWS
     [A::Vector::<S>::simd_from(simd, A::NEG_INFINITY); ROWS]
 }
 
+/// `scores[i, j] = q_i . k_j` (eq. 1) for the columns of whole panels `columns`. Returns the largest
+/// of each row, while they are still in registers. `queries` are rows of `D` rounded up to lanes.
+pub(crate) fn score_tile<S: Simd, A: Float, const ROWS: usize>(
+    simd: S,
+    queries: &[A],
+    block: Block<'_, A>,
+    columns: Range<usize>,
+    scores: &mut [A],
+) -> Maxima<S, A, ROWS> {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let width = panel_width::<S, A>();
+            let depth = panel_depth(block.d);
+            let stride = block.d.next_multiple_of(lanes::<S, A>());
+            let mut maxima = no_maxima::<S, A, ROWS>(simd);
+            for column in columns.step_by(width) {
+                let panel = &block.keys[column * depth..][..depth * width];
+                let sums =
+                    product_rows::<S, A, ROWS, 2>(simd, depth, queries, stride, panel, width);
+                for i in 0..ROWS {
+                    store::<S, A, 2>(&sums[i], &mut scores[i * block.capacity + column..][..width]);
+                    maxima[i] = sums[i][0].max(sums[i][1]).max(maxima[i]);
+                }
+            }
+            maxima
+        },
+    )
+}
+
 /// The [`Maxima`] of scores that have been changed since [`score_tile`].
 pub(crate) fn row_maxima<S: Simd, A: Float, const ROWS: usize>(
     simd: S,
@@ -100,12 +74,10 @@ pub(crate) fn row_maxima<S: Simd, A: Float, const ROWS: usize>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let lanes = lanes::<S, A>();
             let mut maxima = no_maxima::<S, A, ROWS>(simd);
-            for column in columns.step_by(lanes) {
+            for column in columns.step_by(lanes::<S, A>()) {
                 for i in 0..ROWS {
-                    let s =
-                        A::Vector::<S>::from_slice(simd, &scores[i * stride + column..][..lanes]);
+                    let [s] = load::<S, A, 1>(simd, &scores[i * stride + column..]);
                     maxima[i] = s.max(maxima[i]);
                 }
             }
@@ -133,14 +105,13 @@ pub(crate) fn softmax_tile<S: Simd, A: Float, const ROWS: usize>(
         || {
             let lanes = lanes::<S, A>();
             let splat = |x: A| A::Vector::<S>::simd_from(simd, x);
-
             let mut references = [A::ZERO; ROWS];
             let mut corrections = [A::ZERO; ROWS];
             for i in 0..ROWS {
                 let block_max = maxima[i].reduce_max();
                 let m_new = if block_max > m[i] { block_max } else { m[i] };
-                // Nothing seen so far: -inf - -inf would be NaN, while every weight is 0 against any
-                // finite reference.
+                // Nothing seen so far: -inf - -inf would be NaN, while every weight is 0 against
+                // any finite reference.
                 references[i] = if m_new == A::NEG_INFINITY { A::ZERO } else { m_new };
                 corrections[i] = m[i] - references[i];
                 m[i] = m_new;
@@ -152,17 +123,10 @@ pub(crate) fn softmax_tile<S: Simd, A: Float, const ROWS: usize>(
                 let reference = splat(references[i]);
                 let (mut even, mut odd) = (splat(A::ZERO), splat(A::ZERO));
                 for pair in row[columns.clone()].chunks_exact_mut(2 * lanes) {
-                    let (low, high) = pair.split_at_mut(lanes);
-                    let p0 = A::exp_nonpositive_vector(
-                        simd,
-                        A::Vector::from_slice(simd, low) - reference,
-                    );
-                    let p1 = A::exp_nonpositive_vector(
-                        simd,
-                        A::Vector::from_slice(simd, high) - reference,
-                    );
-                    p0.store_slice(low);
-                    p1.store_slice(high);
+                    let [s0, s1] = load::<S, A, 2>(simd, pair);
+                    let p0 = A::exp_nonpositive_vector(simd, s0 - reference);
+                    let p1 = A::exp_nonpositive_vector(simd, s1 - reference);
+                    store::<S, A, 2>(&[p0, p1], pair);
                     even += p0;
                     odd += p1;
                 }
@@ -179,8 +143,7 @@ pub(crate) fn softmax_tile<S: Simd, A: Float, const ROWS: usize>(
 /// `e^x` of numbers that are at most 0, by the same arithmetic as that of a vector.
 #[inline(always)]
 fn exp_all<S: Simd, A: Float, const N: usize>(simd: S, x: &mut [A; N]) {
-    let lanes = lanes::<S, A>();
-    for chunk in x.chunks_mut(lanes) {
+    for chunk in x.chunks_mut(lanes::<S, A>()) {
         let vector = A::Vector::<S>::from_fn(simd, |i| chunk.get(i).copied().unwrap_or(A::ZERO));
         let e = A::exp_nonpositive_vector(simd, vector);
         chunk.copy_from_slice(&e.as_slice()[..chunk.len()]);
@@ -199,19 +162,20 @@ pub(crate) fn value_tile<S: Simd, A: Float, const ROWS: usize>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let lanes = lanes::<S, A>();
-            let width = 2 * lanes;
+            let width = panel_width::<S, A>();
             let weights = &weights[columns.start..];
             let whole = block.e / width * width;
+            let panel = |column: usize, width: usize| {
+                &block.values[column * block.capacity + columns.start * width..]
+                    [..columns.len() * width]
+            };
             for column in (0..whole).step_by(width) {
-                let panel = &block.values[column * block.capacity..][..block.capacity * width];
-                let panel = &panel[columns.start * width..columns.end * width];
-                value_columns::<S, A, ROWS, 2>(simd, block, weights, panel, corrections, o, column);
+                let panel = panel(column, width);
+                add_values::<S, A, ROWS, 2>(simd, block, weights, panel, corrections, o, column);
             }
             if whole < block.e {
-                let panel = &block.values[whole * block.capacity..][..block.capacity * lanes];
-                let panel = &panel[columns.start * lanes..columns.end * lanes];
-                value_columns::<S, A, ROWS, 1>(simd, block, weights, panel, corrections, o, whole);
+                let panel = panel(whole, lanes::<S, A>());
+                add_values::<S, A, ROWS, 1>(simd, block, weights, panel, corrections, o, whole);
             }
         },
     )
@@ -219,7 +183,7 @@ pub(crate) fn value_tile<S: Simd, A: Float, const ROWS: usize>(
 
 /// [`value_tile`] for one panel of `VECTORS` vectors.
 #[inline(always)]
-fn value_columns<S: Simd, A: Float, const ROWS: usize, const VECTORS: usize>(
+fn add_values<S: Simd, A: Float, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     block: Block<'_, A>,
     weights: &[A],
@@ -228,28 +192,18 @@ fn value_columns<S: Simd, A: Float, const ROWS: usize, const VECTORS: usize>(
     o: &mut [A],
     column: usize,
 ) {
-    let lanes = lanes::<S, A>();
-    let (weights, _) = weights.as_chunks::<UNROLL>();
-    let mut sums = [[A::Vector::<S>::simd_from(simd, A::ZERO); VECTORS]; ROWS];
-    for (j, v) in panel.chunks_exact(UNROLL * VECTORS * lanes).enumerate() {
-        let p: [&[A; UNROLL]; ROWS] = array::from_fn(|i| &weights[i * block.capacity / UNROLL + j]);
-        for (u, v) in v.chunks_exact(VECTORS * lanes).enumerate().take(UNROLL) {
-            let v: [A::Vector<S>; VECTORS] =
-                array::from_fn(|c| A::Vector::from_slice(simd, &v[c * lanes..][..lanes]));
-            for i in 0..ROWS {
-                let p = A::Vector::<S>::simd_from(simd, p[i][u]);
-                for c in 0..VECTORS {
-                    sums[i][c] = p.mul_add(v[c], sums[i][c]);
-                }
-            }
-        }
-    }
-    for (i, row) in o.chunks_exact_mut(block.e).take(ROWS).enumerate() {
+    let width = VECTORS * lanes::<S, A>();
+    let (keys, stride) = (panel.len() / width, block.capacity);
+    let sums = product_rows::<S, A, ROWS, VECTORS>(simd, keys, weights, stride, panel, width);
+    for i in 0..ROWS {
+        let o = &mut o[i * block.e + column..][..width];
+        let old = load::<S, A, VECTORS>(simd, o);
         let correction = A::Vector::<S>::simd_from(simd, corrections[i]);
-        for (c, out) in row[column..][..VECTORS * lanes].chunks_exact_mut(lanes).enumerate() {
-            let old = A::Vector::<S>::from_slice(simd, out);
-            old.mul_add(correction, sums[i][c]).store_slice(out);
+        let mut new = sums[i];
+        for c in 0..VECTORS {
+            new[c] = old[c].mul_add(correction, sums[i][c]);
         }
+        store::<S, A, VECTORS>(&new, o);
     }
 }
 
@@ -268,37 +222,38 @@ pub(crate) fn value_row<S: Simd, A: Float>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let lanes = lanes::<S, A>();
-            let width = 2 * lanes;
+            let (lanes, width) = (lanes::<S, A>(), panel_width::<S, A>());
             let correction = A::Vector::<S>::simd_from(simd, correction);
-            for (c, out) in o[..block.e].chunks_exact_mut(lanes).enumerate() {
-                let panel = c * lanes / width * width;
+            for (column, out) in (0..).step_by(lanes).zip(o[..block.e].chunks_exact_mut(lanes)) {
+                let panel = column / width * width;
                 let panel_width = width.min(block.e - panel);
                 let mut sum = A::Vector::<S>::simd_from(simd, A::ZERO);
                 for j in columns.clone() {
                     if scores[j] != A::NEG_INFINITY {
-                        let at = panel * block.capacity + j * panel_width + c * lanes % width;
-                        let v = A::Vector::<S>::from_slice(simd, &block.values[at..][..lanes]);
+                        let at = panel * block.capacity + j * panel_width + column % width;
+                        let [v] = load::<S, A, 1>(simd, &block.values[at..]);
                         sum = A::Vector::<S>::simd_from(simd, weights[j]).mul_add(v, sum);
                     }
                 }
-                A::Vector::<S>::from_slice(simd, out).mul_add(correction, sum).store_slice(out);
+                let [old] = load::<S, A, 1>(simd, out);
+                old.mul_add(correction, sum).store_slice(out);
             }
         },
     )
 }
 
-/// `out = o / l`; 0 where `l` is 0, because nothing was visible.
+/// `o = o / l` (eq. 8); 0 where `l` is 0, because nothing was visible.
 pub(crate) fn normalise<S: Simd, A: Float>(simd: S, o: &mut [A], l: A) {
+    if l == A::ZERO {
+        return o.fill(A::ZERO);
+    }
     simd.vectorize(
         #[inline(always)]
         || {
-            if l == A::ZERO {
-                return o.fill(A::ZERO);
-            }
             let l = A::Vector::<S>::simd_from(simd, l);
             for out in o.chunks_exact_mut(lanes::<S, A>()) {
-                (A::Vector::<S>::from_slice(simd, out) / l).store_slice(out);
+                let [o] = load::<S, A, 1>(simd, out);
+                (o / l).store_slice(out);
             }
         },
     )

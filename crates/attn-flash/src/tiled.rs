@@ -4,14 +4,13 @@ use std::ops::Range;
 
 use ndarray::{ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 use tensor_utils::simd::Simd;
+use tensor_utils::tile::pack::{copy_rows, narrow_row, pack_columns, pack_transposed};
+use tensor_utils::tile::{lanes, panel_width, tiles};
 use tensor_utils::{Element, Float, Isa};
 
 use crate::call::{Call, Sequence};
 use crate::observe::{Observer, Step};
-use crate::pack::{lanes, narrow_row, pack_keys, pack_query, pack_values, panel_width};
-use crate::tile::{
-    Block, heights, normalise, row_maxima, score_tile, softmax_tile, value_row, value_tile,
-};
+use crate::tile::{Block, normalise, row_maxima, score_tile, softmax_tile, value_row, value_tile};
 use crate::workspace::Scratch;
 use crate::{Coverage, Mask, Tile};
 
@@ -87,8 +86,9 @@ struct Band<'a, 'i, 'c, S: Simd, T: Element, M: Mask> {
 }
 
 impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
+    /// Head size rounded up to lanes.
     fn d(&self) -> usize {
-        self.inputs.call.sizes.d
+        self.inputs.call.sizes.d.next_multiple_of(lanes::<S, T::Acc>())
     }
 
     /// Value size rounded up to lanes.
@@ -96,36 +96,25 @@ impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
         self.inputs.call.sizes.e.next_multiple_of(lanes::<S, T::Acc>())
     }
 
-    /// Tiles as (first row of the band, height), tallest first.
-    fn tiles(&self) -> impl Iterator<Item = (usize, usize)> + use<S, T, M> {
-        let rows = self.rows.len();
-        let mut row = 0;
-        std::iter::from_fn(move || {
-            let height = heights::<S, T::Acc>().into_iter().find(|&height| row + height <= rows)?;
-            row += height;
-            Some((row - height, height))
-        })
-    }
-
     /// Packs the queries and sets each row to the state in which it has seen its sink alone.
     fn start(&mut self) {
         let (d, e) = (self.d(), self.e());
         let call = self.inputs.call;
-        for (first, height) in self.tiles() {
-            let tile = &mut self.scratch.queries[first * d..][..height * d];
-            for i in 0..height {
-                let Row { head, query } = self.part.row(self.rows.start + first + i);
-                let q = self.inputs.q.index_axis(Axis(0), head);
-                pack_query(q.row(query), call.scale, tile, height, i);
-                let interval = call.interval(&self.part.sequence, query);
-                self.scratch.intervals[first + i] = (interval.start, interval.end);
-                let sink = call.sinks.map_or(T::Acc::NEG_INFINITY, |sinks| sinks[head]);
-                self.scratch.m[first + i] = sink;
-                self.scratch.l[first + i] =
-                    if sink == T::Acc::NEG_INFINITY { T::Acc::ZERO } else { T::Acc::ONE };
-            }
+        let rows = self.rows.len();
+        let packed = self.scratch.queries[..rows * d].chunks_exact_mut(d);
+        for (i, packed) in packed.enumerate() {
+            let Row { head, query } = self.part.row(self.rows.start + i);
+            let q = self.inputs.q.index_axis(Axis(0), head);
+            let q = q.slice_axis(Axis(0), (query..query + 1).into());
+            copy_rows(self.simd, q, call.scale, packed, d);
+            let interval = call.interval(&self.part.sequence, query);
+            self.scratch.intervals[i] = (interval.start, interval.end);
+            let sink = call.sinks.map_or(T::Acc::NEG_INFINITY, |sinks| sinks[head]);
+            self.scratch.m[i] = sink;
+            self.scratch.l[i] =
+                if sink == T::Acc::NEG_INFINITY { T::Acc::ZERO } else { T::Acc::ONE };
         }
-        self.scratch.o[..self.rows.len() * e].fill(T::Acc::ZERO);
+        self.scratch.o[..rows * e].fill(T::Acc::ZERO);
     }
 
     /// The smallest interval of keys that holds those of `rows`.
@@ -146,7 +135,7 @@ impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
             let keys = block_start..self.part.sequence.keys.min(block_start + size);
             // Packed when the first tile needs it: a block that the user mask skips costs nothing.
             let mut packed = None;
-            for (first, height) in self.tiles() {
+            for (first, height) in tiles::<S, T::Acc>(self.rows.len()) {
                 let interval = self.interval(first..first + height);
                 let visible = interval.start.max(keys.start)..interval.end.min(keys.end);
                 if visible.is_empty() {
@@ -201,13 +190,8 @@ impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
         let k = k.slice_axis(Axis(0), keys.clone().into());
         let v = inputs.v.index_axis(Axis(0), part.key_head);
         let v = v.slice_axis(Axis(0), keys.clone().into());
-        simd.vectorize(
-            #[inline(always)]
-            || {
-                pack_keys(simd, k, &mut scratch.keys, &mut scratch.rows);
-                pack_values(simd, v, &mut scratch.values, inputs.key_block, &mut scratch.rows)
-            },
-        )
+        pack_transposed(simd, k, &mut scratch.keys, &mut scratch.rows);
+        pack_columns(simd, v, &mut scratch.values, inputs.key_block, &mut scratch.rows)
     }
 
     /// Adds one block of keys to the rows of one tile.
@@ -222,7 +206,13 @@ impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
         let visible = step.visible.start - block_start..step.visible.end - block_start;
         let columns = visible.start / width * width..visible.end.next_multiple_of(width);
 
-        let block = Block { keys: &scratch.keys, values: &scratch.values, capacity: stride, d, e };
+        let block = Block {
+            keys: &scratch.keys,
+            values: &scratch.values,
+            capacity: stride,
+            d: call.sizes.d,
+            e,
+        };
         let queries = &scratch.queries[first * d..][..ROWS * d];
         let scores = &mut scratch.scores[..ROWS * stride];
         let m = &mut scratch.m[first..][..ROWS];

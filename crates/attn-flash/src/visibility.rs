@@ -7,10 +7,10 @@ use std::ops::Range;
 
 use ndarray::{ArrayView1, ArrayView4, Axis};
 use tensor_utils::simd::{Simd, SimdBase, SimdFrom};
+use tensor_utils::tile::lanes;
 use tensor_utils::{Element, Float};
 
 use crate::call::{Call, Sequence};
-use crate::pack::lanes;
 use crate::{Mask, Pair};
 
 impl<T: Element, M: Mask> Call<'_, T, M> {

@@ -109,10 +109,10 @@ fn lock<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The scratch of one thread; the packed layouts are those of [`crate::pack`].
+/// The scratch of one thread; the packed layouts are those of `tensor_utils::tile::pack`.
 #[derive(Debug)]
 pub(crate) struct Scratch<A> {
-    /// Packed queries.
+    /// Queries, times the scale, `[row][D rounded up to lanes]`.
     pub(crate) queries: Vec<A>,
     /// Unnormalised outputs, `[row][E rounded up to lanes]`.
     pub(crate) o: Vec<A>,
