@@ -5,9 +5,10 @@ use ndarray::{
 };
 use tensor_utils::{Element, check_shape, dispatch};
 
+use crate::batch::Batch;
 use crate::call::{Call, Sizes, check_sizes, invalid};
 use crate::observe::{Blind, Observer};
-use crate::split::{Batch, Forward, Outputs};
+use crate::split::{Forward, Outputs};
 use crate::{Error, Mask, Options, Tiling, Workspace};
 
 /// The result of [`attention`].
@@ -211,7 +212,10 @@ pub fn attention_varlen_into<T: Element, M: Mask>(
 }
 
 /// Checks cumulative lengths and returns the length of the longest sequence.
-fn longest(option: &'static str, offsets: &[usize], total: usize) -> Result<usize, Error> {
+///
+/// # Errors
+/// Says what is wrong with them.
+pub fn longest(option: &'static str, offsets: &[usize], total: usize) -> Result<usize, Error> {
     let (Some(&first), Some(&last)) = (offsets.first(), offsets.last()) else {
         return Err(invalid(option, "at least one offset, 0", "empty"));
     };

@@ -7,51 +7,67 @@ use crate::{AncestorMask, Error, Mask, Options, Window};
 
 /// The sizes of a call.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Sizes {
+pub struct Sizes {
     /// Batch entries, or sequences of a packed batch.
-    pub(crate) batch: usize,
+    pub batch: usize,
     /// Query heads.
-    pub(crate) heads: usize,
+    pub heads: usize,
     /// Key/value heads.
-    pub(crate) key_heads: usize,
+    pub key_heads: usize,
     /// Queries (of the longest sequence).
-    pub(crate) queries: usize,
+    pub queries: usize,
     /// Keys (of the longest sequence).
-    pub(crate) keys: usize,
+    pub keys: usize,
     /// Head size.
-    pub(crate) d: usize,
+    pub d: usize,
     /// Value size.
-    pub(crate) e: usize,
+    pub e: usize,
 }
 
 impl Sizes {
     /// Query heads that share a key/value head.
-    pub(crate) fn group(&self) -> usize {
+    pub fn group(&self) -> usize {
         self.heads / self.key_heads.max(1)
     }
 }
 
 /// Options of a call, checked, broadcast and in the compute type.
 #[derive(Debug)]
-pub(crate) struct Call<'a, T: Element, M> {
-    pub(crate) sizes: Sizes,
-    pub(crate) scale: T::Acc,
-    pub(crate) causal: bool,
-    pub(crate) query_offset: Option<isize>,
-    pub(crate) window: Window,
-    pub(crate) softcap: Option<T::Acc>,
-    pub(crate) bias: Option<ArrayView4<'a, T>>,
-    pub(crate) mask: Option<ArrayView4<'a, bool>>,
-    pub(crate) key_lengths: Option<&'a [usize]>,
-    pub(crate) alibi_slopes: Option<ArrayView2<'a, T::Acc>>,
-    pub(crate) sinks: Option<&'a [T::Acc]>,
-    pub(crate) tree: Option<&'a AncestorMask>,
-    pub(crate) user_mask: &'a M,
+pub struct Call<'a, T: Element, M> {
+    /// Sizes of the call.
+    pub sizes: Sizes,
+    /// Factor of the dot products.
+    pub scale: T::Acc,
+    /// See [`Options::causal`].
+    pub causal: bool,
+    /// See [`Options::query_offset`].
+    pub query_offset: Option<isize>,
+    /// See [`Options::window`].
+    pub window: Window,
+    /// See [`Options::softcap`].
+    pub softcap: Option<T::Acc>,
+    /// Broadcast to `[B, H, N, M]`.
+    pub bias: Option<ArrayView4<'a, T>>,
+    /// Broadcast to `[B, H, N, M]`.
+    pub mask: Option<ArrayView4<'a, bool>>,
+    /// `[B]`.
+    pub key_lengths: Option<&'a [usize]>,
+    /// Broadcast to `[B, H]`.
+    pub alibi_slopes: Option<ArrayView2<'a, T::Acc>>,
+    /// `[H]`.
+    pub sinks: Option<&'a [T::Acc]>,
+    /// See [`Options::tree`].
+    pub tree: Option<&'a AncestorMask>,
+    /// See [`Options::user_mask`].
+    pub user_mask: &'a M,
 }
 
 impl<'a, T: Element, M: Mask> Call<'a, T, M> {
     /// Checks everything but the shapes of `q`, `k`, `v` and the outputs.
-    pub(crate) fn new(options: &'a Options<'_, T, M>, sizes: Sizes) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// Names the option.
+    pub fn new(options: &'a Options<'_, T, M>, sizes: Sizes) -> Result<Self, Error> {
         let Sizes { batch, heads, queries, keys, d, .. } = sizes;
         let scale = options.scale.unwrap_or(1.0 / (d as f64).sqrt());
         if !scale.is_finite() {
@@ -102,12 +118,10 @@ impl<'a, T: Element, M: Mask> Call<'a, T, M> {
     }
 
     /// Checks what depends on the numbers of queries and keys of one batch entry.
-    pub(crate) fn check_sequence(
-        &self,
-        batch: usize,
-        queries: usize,
-        keys: usize,
-    ) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// If the tree or the key length does not fit them.
+    pub fn check_sequence(&self, batch: usize, queries: usize, keys: usize) -> Result<(), Error> {
         if let Some(tree) = self.tree {
             if tree.len() != queries {
                 let expected = format!("one node for each of the {queries} queries");
@@ -128,7 +142,7 @@ impl<'a, T: Element, M: Mask> Call<'a, T, M> {
     }
 
     /// Batch entry `batch` with its own numbers of queries and keys.
-    pub(crate) fn sequence(&self, batch: usize, queries: usize, keys: usize) -> Sequence {
+    pub fn sequence(&self, batch: usize, queries: usize, keys: usize) -> Sequence {
         let offset = match self.query_offset {
             Some(offset) => offset as i64,
             None => keys as i64 - queries as i64,
@@ -140,18 +154,24 @@ impl<'a, T: Element, M: Mask> Call<'a, T, M> {
 
 /// One batch entry of a call.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Sequence {
-    pub(crate) batch: usize,
-    pub(crate) queries: usize,
-    pub(crate) keys: usize,
+pub struct Sequence {
+    /// Its index.
+    pub batch: usize,
+    /// Its number of queries.
+    pub queries: usize,
+    /// Its number of keys.
+    pub keys: usize,
     /// Keys at or past it are masked.
-    pub(crate) key_length: usize,
+    pub key_length: usize,
     /// Position of query 0.
-    pub(crate) offset: i64,
+    pub offset: i64,
 }
 
 /// Checks the shapes that all forms of the call have in common.
-pub(crate) fn check_sizes(sizes: &Sizes, q: &[usize], v: &[usize]) -> Result<(), Error> {
+///
+/// # Errors
+/// If a head is empty or the heads cannot be shared out.
+pub fn check_sizes(sizes: &Sizes, q: &[usize], v: &[usize]) -> Result<(), Error> {
     check_not_empty("q", q, q.len() - 1, "head size")?;
     check_not_empty("v", v, v.len() - 1, "value size")?;
     let Sizes { heads, key_heads, .. } = *sizes;
@@ -163,10 +183,6 @@ pub(crate) fn check_sizes(sizes: &Sizes, q: &[usize], v: &[usize]) -> Result<(),
 }
 
 /// An [`Error::Option`].
-pub(crate) fn invalid(
-    option: &'static str,
-    expected: impl Into<String>,
-    got: impl ToString,
-) -> Error {
+pub fn invalid(option: &'static str, expected: impl Into<String>, got: impl ToString) -> Error {
     Error::Option { option, expected: expected.into(), got: got.to_string() }
 }

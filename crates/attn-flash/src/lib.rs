@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod attention;
+mod batch;
 mod call;
 mod error;
 mod mask;
@@ -35,3 +36,11 @@ pub use options::{Options, Tiling, Window};
 pub use attention::attention_observed;
 #[doc(hidden)]
 pub use observe::{Observer, Step};
+
+/// What the backward pass shares with the forward pass; no part of the interface.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::attention::longest;
+    pub use crate::batch::{Batch, sequence};
+    pub use crate::call::{Call, Sequence, Sizes, check_sizes, invalid};
+}

@@ -5,11 +5,12 @@
 
 use std::ops::Range;
 
-use ndarray::{ArrayView3, ArrayView4, ArrayViewMut2, ArrayViewMut3, ArrayViewMut4, Axis};
+use ndarray::{ArrayViewMut2, ArrayViewMut3, ArrayViewMut4, Axis};
 use tensor_utils::simd::Simd;
 use tensor_utils::{Element, Kernel};
 
 use crate::Mask;
+use crate::batch::Batch;
 use crate::call::{Call, Sequence};
 use crate::observe::Observer;
 use crate::tiled::{Inputs, Part, compute_part};
@@ -21,35 +22,6 @@ const PARTS_PER_THREAD: usize = 4;
 const CUT: usize = 12;
 /// What a row costs besides its keys, in keys.
 const ROW_COST: usize = 16;
-
-/// Where queries, keys and values of the batch entries are.
-#[derive(Debug)]
-pub(crate) enum Batch<'a, T> {
-    /// `[B, H, N, D]`, `[B, G, M, D]`, `[B, G, M, E]`.
-    Dense { q: ArrayView4<'a, T>, k: ArrayView4<'a, T>, v: ArrayView4<'a, T> },
-    /// `[total queries, H, D]`, `[total keys, G, D]`, `[total keys, G, E]`, and where each sequence
-    /// begins.
-    Packed {
-        q: ArrayView3<'a, T>,
-        k: ArrayView3<'a, T>,
-        v: ArrayView3<'a, T>,
-        query_offsets: &'a [usize],
-        key_offsets: &'a [usize],
-    },
-}
-
-impl<T> Batch<'_, T> {
-    /// Queries and keys of an entry.
-    pub(crate) fn lengths(&self, entry: usize) -> (usize, usize) {
-        match self {
-            Self::Dense { q, k, .. } => (q.dim().2, k.dim().2),
-            Self::Packed { query_offsets, key_offsets, .. } => (
-                query_offsets[entry + 1] - query_offsets[entry],
-                key_offsets[entry + 1] - key_offsets[entry],
-            ),
-        }
-    }
-}
 
 /// The outputs of some consecutive batch entries, in the layout of the call.
 pub(crate) enum Outputs<'a, T: Element> {
@@ -147,22 +119,7 @@ impl<S: Simd, T: Element, M: Mask, O: Observer<T::Acc>> Splitter<'_, '_, '_, S, 
             }
             Outputs::Packed { o, lse } => (o.permuted_axes([1, 0, 2]), lse.reversed_axes()),
         };
-        let (q, k, v) = match self.batch {
-            Batch::Dense { q, k, v } => (
-                q.index_axis(Axis(0), entry),
-                k.index_axis(Axis(0), entry),
-                v.index_axis(Axis(0), entry),
-            ),
-            Batch::Packed { q, k, v, query_offsets, key_offsets } => {
-                let queries = query_offsets[entry]..query_offsets[entry + 1];
-                let keys = key_offsets[entry]..key_offsets[entry + 1];
-                (
-                    q.slice_axis(Axis(0), queries.into()).permuted_axes([1, 0, 2]),
-                    k.slice_axis(Axis(0), keys.clone().into()).permuted_axes([1, 0, 2]),
-                    v.slice_axis(Axis(0), keys.into()).permuted_axes([1, 0, 2]),
-                )
-            }
-        };
+        let [q, k, v] = self.batch.entry(entry);
         let tiling = self.workspace.tiling();
         let inputs = Inputs {
             call: self.call,

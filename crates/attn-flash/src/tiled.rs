@@ -231,15 +231,10 @@ impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
                 || {
                     for (i, scores) in scores.chunks_exact_mut(stride).enumerate() {
                         let Row { head, query } = part.row(rows.start + first + i);
-                        call.adjust_scores(
-                            simd,
-                            &part.sequence,
-                            head,
-                            query,
-                            step.visible.clone(),
-                            &mut scores[visible.clone()],
-                            ask_user,
-                        );
+                        let scores = &mut scores[visible.clone()];
+                        let keys = step.visible.clone();
+                        call.cap_scores(simd, scores);
+                        call.mask_scores(&part.sequence, head, query, keys, scores, ask_user);
                     }
                 },
             );

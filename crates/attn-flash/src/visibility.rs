@@ -16,7 +16,7 @@ use crate::{Mask, Pair};
 impl<T: Element, M: Mask> Call<'_, T, M> {
     /// The keys that query `query` may see as far as position and length go; empty ranges are
     /// `0..0`.
-    pub(crate) fn interval(&self, sequence: &Sequence, query: usize) -> Range<usize> {
+    pub fn interval(&self, sequence: &Sequence, query: usize) -> Range<usize> {
         let position = sequence.offset.saturating_add(query as i64);
         let reach = |keys: usize| i64::try_from(keys).unwrap_or(i64::MAX);
         let mut end = sequence.key_length as i64;
@@ -37,7 +37,7 @@ impl<T: Element, M: Mask> Call<'_, T, M> {
     }
 
     /// Whether there is more to a score than scale and interval.
-    pub(crate) fn adjusts_scores(&self) -> bool {
+    pub fn adjusts_scores(&self) -> bool {
         self.softcap.is_some()
             || self.bias.is_some()
             || self.alibi_slopes.is_some()
@@ -45,23 +45,27 @@ impl<T: Element, M: Mask> Call<'_, T, M> {
             || self.tree.is_some()
     }
 
-    /// Turns scaled dot products of one query with the keys `keys` into scores: softcap, bias and
-    /// ALiBi, then `-inf` where the pair is masked. `user_mask` says whether to ask it.
+    /// Turns scaled dot products into `c tanh(s / c)`, if there is a softcap.
     #[inline(always)]
-    pub(crate) fn adjust_scores<S: Simd>(
+    pub fn cap_scores<S: Simd>(&self, simd: S, scores: &mut [T::Acc]) {
+        if let Some(cap) = self.softcap {
+            softcap(simd, cap, scores);
+        }
+    }
+
+    /// Adds bias and ALiBi to the capped scores of one query and the keys `keys`, and sets them to
+    /// `-inf` where the pair is masked. `ask_user` says whether to ask the user mask.
+    #[inline(always)]
+    pub fn mask_scores(
         &self,
-        simd: S,
         sequence: &Sequence,
         head: usize,
         query: usize,
         keys: Range<usize>,
         scores: &mut [T::Acc],
-        user_mask: bool,
+        ask_user: bool,
     ) {
         let batch = sequence.batch;
-        if let Some(cap) = self.softcap {
-            softcap(simd, cap, scores);
-        }
         if let Some(bias) = &self.bias {
             add_bias(pairs(bias, batch, head, query, &keys), scores);
         }
@@ -77,7 +81,7 @@ impl<T: Element, M: Mask> Call<'_, T, M> {
             let visible = |key| key < context || tree.contains(query, key - context);
             hide(scores, keys.clone().map(visible));
         }
-        if user_mask {
+        if ask_user {
             let visible = |key| self.user_mask.visible(Pair { batch, head, query, key });
             hide(scores, keys.map(visible));
         }
