@@ -84,14 +84,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
     let pool = ThreadPoolBuilder::new().num_threads(threads).build().context("no thread pool")?;
     let machine = Machine::measure(&pool)?;
-    println!("{machine}");
 
     let mut rows = Vec::new();
     for case in &cases {
         eprintln!("{}", case.title());
-        let row = duel::run(case, &mut peer, &pool, &machine, usize::from(args.pairs));
+        let row = duel::run(case, &mut peer, &pool, usize::from(args.pairs));
         rows.push(row.with_context(|| case.title())?);
     }
+    // Other work on the machine may have disturbed the first measurement.
+    let machine = machine.best_of(&Machine::measure(&pool)?);
     let report = Report::new(machine, peer.name(), rows);
     println!("{report}");
     if let Some(path) = &args.json {

@@ -7,7 +7,6 @@ use anyhow::{Result, ensure};
 use rayon::ThreadPool;
 use serde_json::Value;
 
-use super::machine::Machine;
 use super::peer::{Input, Peer};
 use super::report::Row;
 
@@ -56,13 +55,7 @@ pub(super) trait Contest: Send {
 }
 
 /// Compares the results, then measures `pairs` pairs of turns.
-pub(super) fn run(
-    case: &Case,
-    peer: &mut Peer,
-    pool: &ThreadPool,
-    machine: &Machine,
-    pairs: usize,
-) -> Result<Row> {
+pub(super) fn run(case: &Case, peer: &mut Peer, pool: &ThreadPool, pairs: usize) -> Result<Row> {
     let mut contest = (case.prepare)()?;
     let (operation, options) = contest.peer_operation();
     peer.load(operation, &options, &contest.inputs())?;
@@ -90,7 +83,7 @@ pub(super) fn run(
             theirs.push(peer_turn);
         }
     }
-    Ok(Row::new(case, machine, peer.name(), max_error, &ours, &theirs))
+    Ok(Row::new(case, pool.current_num_threads(), peer.name(), max_error, &ours, &theirs))
 }
 
 /// Seconds that one of `repeats` calls took.

@@ -44,6 +44,15 @@ impl Machine {
             read_gb_s: read_gb_s(pool, isa)?,
         })
     }
+
+    /// The better of two measurements of the same machine.
+    pub(super) fn best_of(self, other: &Self) -> Self {
+        Self {
+            peak_gflops: self.peak_gflops.max(other.peak_gflops),
+            read_gb_s: self.read_gb_s.max(other.read_gb_s),
+            ..self
+        }
+    }
 }
 
 impl fmt::Display for Machine {

@@ -49,10 +49,10 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// From the seconds of each turn.
+    /// From the seconds of each turn. The report fills in `fraction_of_peak`.
     pub(super) fn new(
         case: &Case,
-        machine: &Machine,
+        threads: usize,
         peer: String,
         max_error: f64,
         ours: &[f64],
@@ -66,7 +66,7 @@ impl Row {
             kernel: case.kernel,
             case: case.name.clone(),
             dtype: case.dtype,
-            threads: machine.threads,
+            threads,
             ours_ms: our_time * 1e3,
             peer,
             peer_ms: peer_time * 1e3,
@@ -75,14 +75,18 @@ impl Row {
             pairs: ours.len(),
             gflops,
             gb_s,
-            fraction_of_peak: (gflops / machine.peak_gflops).max(gb_s / machine.read_gb_s),
+            fraction_of_peak: f64::NAN,
             max_error,
         }
     }
 }
 
 impl Report {
-    pub(super) fn new(machine: Machine, peer: String, rows: Vec<Row>) -> Self {
+    pub(super) fn new(machine: Machine, peer: String, mut rows: Vec<Row>) -> Self {
+        for row in &mut rows {
+            let arithmetic = row.gflops / machine.peak_gflops;
+            row.fraction_of_peak = arithmetic.max(row.gb_s / machine.read_gb_s);
+        }
         Self { machine, peer, notes: NOTES, rows }
     }
 
@@ -125,7 +129,7 @@ impl fmt::Display for Report {
             let right = |text| Cell::new(text).set_alignment(CellAlignment::Right);
             table.add_row(names.into_iter().chain(figures.map(right)));
         }
-        writeln!(f, "{table}\npeer: {}", self.peer)?;
+        writeln!(f, "{}\npeer: {}\n{table}", self.machine, self.peer)?;
         self.notes.iter().try_for_each(|note| writeln!(f, "- {note}"))
     }
 }
