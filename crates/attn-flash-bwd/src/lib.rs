@@ -4,6 +4,7 @@
 mod backward;
 mod error;
 mod options;
+mod reference;
 mod workspace;
 
 // Backward.
@@ -13,6 +14,11 @@ pub use backward::{
     attention_varlen_backward_into,
 };
 pub use workspace::Workspace;
+
+// Oracle.
+pub use reference::{
+    attention_backward_naive, attention_backward_reference, attention_varlen_backward_reference,
+};
 
 // Options and errors.
 pub use error::Error;
