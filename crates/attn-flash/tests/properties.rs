@@ -33,6 +33,7 @@ fn user_masks() -> impl Strategy<Value = UserMask> {
             .prop_map(|(length, first_query)| UserMask::Documents { length, first_query }),
         1 => (1..5_usize).prop_map(UserMask::Dilated),
         1 => (0..300_usize).prop_map(UserMask::Prefix),
+        1 => (0..60_usize).prop_map(UserMask::Growing),
     ]
 }
 

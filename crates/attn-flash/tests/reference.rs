@@ -4,9 +4,12 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use attn_flash::{
-    AncestorMask, Attention, Error, Options, Window, Workspace, attention, attention_naive,
-    attention_reference, attention_varlen, attention_varlen_into, attention_varlen_reference,
+    AncestorMask, Attention, Coverage, Error, Mask, Options, Pair, Tile, Tiling, Window, Workspace,
+    attention, attention_naive, attention_reference, attention_varlen, attention_varlen_into,
+    attention_varlen_reference,
 };
 use common::{Broadcast, Features, Inputs, Setting, Sizes, UserMask};
 use ndarray::{Array3, Array4, ArrayView4, Axis, Slice};
@@ -139,6 +142,8 @@ fn options() -> Vec<Features> {
         user_mask(UserMask::Dilated(3)),
         user_mask(UserMask::Prefix(45)),
         user_mask(UserMask::Prefix(0)),
+        user_mask(UserMask::Growing(20)),
+        user_mask(UserMask::Growing(32)),
     ];
     for broadcast in Broadcast::ALL {
         all.push(Features { bias: Some(broadcast), ..plain() });
@@ -273,7 +278,7 @@ fn outputs_of_any_strides() {
     let want = attention(q, k, v, &options).unwrap();
     let mut o = Guarded::<f32, _>::contiguous((21, 14, 2, 3));
     let mut lse = Guarded::<f32, _>::contiguous((14, 3, 2));
-    let mut workspace = Workspace::new(8, 21, &attn_flash::Tiling::default()).unwrap();
+    let mut workspace = Workspace::new(8, 21, &Tiling::default()).unwrap();
     let mut o_view = o.view_mut().permuted_axes([2, 3, 1, 0]);
     o_view.invert_axis(Axis(3));
     let mut lse_view = lse.view_mut().permuted_axes([2, 1, 0]);
@@ -403,6 +408,45 @@ fn nothing_visible() {
             assert!(got.o.iter().all(|x| x.to_bits() == 0), "{options:?}");
             assert!(got.lse.iter().all(|&x| x == 1.25), "{options:?}");
         }
+    }
+}
+
+/// A user mask is asked about pairs in tiles that it calls partly visible, and in no other.
+#[test]
+fn whole_tiles_are_not_asked_pair_by_pair() {
+    #[derive(Debug, Default)]
+    struct Prefix {
+        asked: AtomicUsize,
+        last: AtomicUsize,
+    }
+    impl Mask for Prefix {
+        fn visible(&self, at: Pair) -> bool {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            self.last.fetch_max(at.key, Ordering::Relaxed);
+            at.key < 100
+        }
+        fn coverage(&self, tile: Tile) -> Coverage {
+            match tile.keys {
+                keys if keys.end <= 100 => Coverage::Full,
+                keys if keys.start >= 100 => Coverage::Skip,
+                _ => Coverage::Partial,
+            }
+        }
+    }
+    let sizes = Sizes { batch: 1, key_heads: 1, group: 2, n: 10, m: 300, d: 8, e: 8 };
+    let mut inputs = Inputs::<f32>::normal(sizes, 1);
+    let prefix = Options { key_lengths: Some(&[100]), ..Options::default() };
+    let want = common::attention_tiled(inputs.views(), &prefix, &Tiling::default()).unwrap();
+    inputs.k.slice_axis_mut(Axis(2), Slice::from(100..)).fill(f32::NAN);
+    for isa in common::isas() {
+        let options = Options::default().with_user_mask(Prefix::default());
+        let tiling = common::tiling((768, 32), isa);
+        let got = common::attention_tiled(inputs.views(), &options, &tiling).unwrap();
+        check_close(&got.o, &want.o, common::tolerance::<f32>()).unwrap();
+        // The one partial block has keys 96 to 127.
+        let Prefix { asked, last } = options.user_mask;
+        assert!((1..=20 * 32).contains(&asked.into_inner()));
+        assert!((100..128).contains(&last.into_inner()));
     }
 }
 
@@ -620,7 +664,7 @@ fn allocating_form_is_the_same() -> Result<(), Error> {
     let (q, k, v) = inputs.views();
     let options = Options { causal: true, ..Options::default() };
     let a = attention(q, k, v, &options)?;
-    let b = common::attention_tiled((q, k, v), &options, &attn_flash::Tiling::default())?;
+    let b = common::attention_tiled((q, k, v), &options, &Tiling::default())?;
     check_same_bits(&a.o, &b.o).unwrap();
     check_same_bits(&a.lse, &b.lse).unwrap();
     Ok(())

@@ -184,6 +184,9 @@ pub(crate) enum UserMask {
     Dilated(usize),
     /// Keys before this one; sharp about whole tiles.
     Prefix(usize),
+    /// So many keys more for each batch entry and head than for the one before; sharp about whole
+    /// tiles, which differ between the heads that share keys.
+    Growing(usize),
     /// Another mask as a part of its call sees it, that begins at this batch entry, head, query and
     /// key.
     Part(Box<Self>, [usize; 4]),
@@ -212,6 +215,7 @@ impl Mask for UserMask {
                 (at.key + at.query + at.head + 2 * at.batch).is_multiple_of(step)
             }
             Self::Prefix(length) => at.key < length,
+            Self::Growing(step) => at.key < step * (at.batch + at.head),
         }
     }
 
@@ -239,10 +243,19 @@ impl Mask for UserMask {
                 }
             }
             Self::Dilated(_) => Coverage::Partial,
-            Self::Prefix(length) if tile.keys.start >= length => Coverage::Skip,
-            Self::Prefix(length) if tile.keys.end <= length => Coverage::Full,
-            Self::Prefix(_) => Coverage::Partial,
+            Self::Prefix(length) => prefix_coverage(&tile, length),
+            Self::Growing(step) => prefix_coverage(&tile, step * (tile.batch + tile.head)),
         }
+    }
+}
+
+fn prefix_coverage(tile: &Tile, length: usize) -> Coverage {
+    if tile.keys.start >= length {
+        Coverage::Skip
+    } else if tile.keys.end <= length {
+        Coverage::Full
+    } else {
+        Coverage::Partial
     }
 }
 
