@@ -1,13 +1,16 @@
 //! The public entry points of the backward pass.
 
+use attn_flash::internals::{Sizes, check_sizes, longest};
 use attn_flash::{Mask, Options};
 use ndarray::{
     Array1, Array2, Array3, Array4, ArrayD, ArrayView2, ArrayView3, ArrayView4, ArrayViewMut1,
-    ArrayViewMut2, ArrayViewMut3, ArrayViewMut4, ArrayViewMutD,
+    ArrayViewMut2, ArrayViewMut3, ArrayViewMut4, ArrayViewMutD, Axis,
 };
-use tensor_utils::Element;
+use tensor_utils::{Element, check_shape};
 
-use crate::{Error, Workspace};
+use crate::run::{Outputs, Saved, run};
+use crate::workspace::Room;
+use crate::{Error, Tiling, Workspace};
 
 /// What the forward pass got and gave, and the gradients that come in.
 #[derive(Debug, Clone)]
@@ -119,68 +122,249 @@ pub struct VarlenGradientsMut<'a, T: Element> {
     pub dsinks: Option<ArrayViewMut1<'a, T::Acc>>,
 }
 
-/// STUB
+/// The gradients of [`attn_flash::attention`] with respect to queries, keys and values, and to the
+/// bias and the sinks if there are any, from the gradients of `o` and `lse`.
+///
+/// `options` must be those of the forward pass: every one of them is differentiated through or
+/// masks the same pairs. `P` is recomputed from `lse` tile by tile; no N x M matrix is held.
+///
+/// At the edges:
+/// - A query that saw nothing gets `dq = 0` and adds nothing to the others, exactly.
+/// - NaN or infinity has no effect through a pair that is not visible.
+/// - Gradients of heads that share keys add up in `dk` and `dv`, those of axes along which the bias
+///   is broadcast in `dbias`. 16-bit types add up in `f32` and are rounded once.
+///
+/// The same bits come out for any number of threads and for a batch entry alone or among others.
+///
+/// Source: Dao, FlashAttention-2 (2023), algorithm 2; equations in `docs/derivation.md`.
 ///
 /// # Errors
-/// STUB
+/// [`Error`] names the argument or option that does not fit.
+///
+/// # Examples
+/// ```
+/// use attn_flash::{Options, attention};
+/// use attn_flash_bwd::{Inputs, attention_backward};
+/// use ndarray::Array4;
+///
+/// let q = Array4::<f32>::from_shape_fn((1, 4, 8, 16), |(_, h, n, d)| ((h + n * d) % 7) as f32 * 0.1);
+/// let k = Array4::from_shape_fn((1, 2, 8, 16), |(_, g, m, d)| ((g + m + d) % 5) as f32 * 0.1);
+/// let v = Array4::from_shape_fn((1, 2, 8, 16), |(_, _, m, _)| m as f32);
+/// let options = Options { causal: true, ..Options::default() };
+/// let forward = attention(q.view(), k.view(), v.view(), &options)?;
+///
+/// let d_o = Array4::ones(forward.o.dim());
+/// let inputs = Inputs {
+///     q: q.view(),
+///     k: k.view(),
+///     v: v.view(),
+///     o: forward.o.view(),
+///     lse: forward.lse.view(),
+///     d_o: d_o.view(),
+///     d_lse: None,
+/// };
+/// let gradients = attention_backward(&inputs, &options)?;
+/// // The weights of each of the 4 x 8 queries sum to 1, and go into dv for each of 16 columns.
+/// assert!((gradients.dv.sum() - 512.0).abs() < 1e-3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn attention_backward<T: Element, M: Mask>(
     inputs: &Inputs<'_, T>,
     options: &Options<'_, T, M>,
 ) -> Result<Gradients<T>, Error> {
-    let _ = options;
-    Ok(Gradients {
-        dq: Array4::default(inputs.q.dim()),
-        dk: Array4::default(inputs.k.dim()),
-        dv: Array4::default(inputs.v.dim()),
-        delta: Array3::default(inputs.lse.dim()),
-        dbias: None,
-        dsinks: None,
-    })
+    inputs.check()?;
+    let mut workspace = Workspace::new(inputs, &Tiling::default())?;
+    let mut dq = Array4::default(inputs.q.dim());
+    let mut dk = Array4::default(inputs.k.dim());
+    let mut dv = Array4::default(inputs.v.dim());
+    let mut delta = Array3::default(inputs.lse.dim());
+    let mut dbias = options.bias.as_ref().map(|bias| ArrayD::default(bias.shape()));
+    let mut dsinks = options.sinks.map(|sinks| Array1::default(sinks.len()));
+    let gradients = GradientsMut {
+        dq: dq.view_mut(),
+        dk: dk.view_mut(),
+        dv: dv.view_mut(),
+        delta: Some(delta.view_mut()),
+        dbias: dbias.as_mut().map(|dbias| dbias.view_mut()),
+        dsinks: dsinks.as_mut().map(|dsinks| dsinks.view_mut()),
+    };
+    attention_backward_into(gradients, inputs, options, &mut workspace)?;
+    Ok(Gradients { dq, dk, dv, delta, dbias, dsinks })
 }
 
-/// STUB
+/// [`attention_backward`] into the caller's arrays, all overwritten. Allocates nothing. (Rayon's
+/// queues may, the first time a pool is entered.)
 ///
 /// # Errors
-/// STUB
+/// As [`attention_backward`]; [`Error::NoInput`] if a gradient is wanted of an option that is not
+/// set, [`Error::WorkspaceTooSmall`] if the workspace was made for a smaller call. The gradients are
+/// untouched then.
 pub fn attention_backward_into<T: Element, M: Mask>(
     gradients: GradientsMut<'_, T>,
     inputs: &Inputs<'_, T>,
     options: &Options<'_, T, M>,
     workspace: &mut Workspace<T>,
 ) -> Result<(), Error> {
-    let _ = (gradients, inputs, options, workspace);
+    inputs.check()?;
+    let GradientsMut { dq, dk, dv, delta, dbias, dsinks } = gradients;
+    check_shape("dq", dq.shape(), inputs.q.shape())?;
+    check_shape("dk", dk.shape(), inputs.k.shape())?;
+    check_shape("dv", dv.shape(), inputs.v.shape())?;
+    if let Some(delta) = &delta {
+        check_shape("delta", delta.shape(), inputs.lse.shape())?;
+    }
+    let (batch, heads, queries, d) = inputs.q.dim();
+    let (_, key_heads, keys, _) = inputs.k.dim();
+    let e = inputs.v.dim().3;
+    let sizes = Sizes { batch, heads, key_heads, queries, keys, d, e };
+    let saved = Saved::Dense(inputs);
+    let outputs = Outputs::Dense([dq, dk, dv]);
+    run(&saved, sizes, inputs.room(), outputs, dbias, dsinks, options, workspace)?;
+    if let Some(mut delta) = delta {
+        // The workspace holds delta - d_lse, head by head.
+        let rows = delta.outer_iter_mut().flat_map(|entry| entry.into_iter());
+        rows.zip(&workspace.delta).for_each(|(out, &delta)| *out = delta);
+        if let Some(d_lse) = &inputs.d_lse {
+            delta += d_lse;
+        }
+    }
     Ok(())
 }
 
-/// STUB
+/// [`attention_backward`] for sequences of different lengths, packed one after the other, as
+/// [`attn_flash::attention_varlen`] takes them. A sequence gets the same bits as in a call of its
+/// own.
 ///
 /// # Errors
-/// STUB
+/// [`Error`] names the argument or option that does not fit.
 pub fn attention_varlen_backward<T: Element, M: Mask>(
     inputs: &VarlenInputs<'_, T>,
     options: &Options<'_, T, M>,
 ) -> Result<VarlenGradients<T>, Error> {
-    let _ = options;
-    Ok(VarlenGradients {
-        dq: Array3::default(inputs.q.dim()),
-        dk: Array3::default(inputs.k.dim()),
-        dv: Array3::default(inputs.v.dim()),
-        delta: Array2::default(inputs.lse.dim()),
-        dbias: None,
-        dsinks: None,
-    })
+    inputs.check()?;
+    let mut workspace = Workspace::new_varlen(inputs, &Tiling::default())?;
+    let mut dq = Array3::default(inputs.q.dim());
+    let mut dk = Array3::default(inputs.k.dim());
+    let mut dv = Array3::default(inputs.v.dim());
+    let mut delta = Array2::default(inputs.lse.dim());
+    let mut dbias = options.bias.as_ref().map(|bias| ArrayD::default(bias.shape()));
+    let mut dsinks = options.sinks.map(|sinks| Array1::default(sinks.len()));
+    let gradients = VarlenGradientsMut {
+        dq: dq.view_mut(),
+        dk: dk.view_mut(),
+        dv: dv.view_mut(),
+        delta: Some(delta.view_mut()),
+        dbias: dbias.as_mut().map(|dbias| dbias.view_mut()),
+        dsinks: dsinks.as_mut().map(|dsinks| dsinks.view_mut()),
+    };
+    attention_varlen_backward_into(gradients, inputs, options, &mut workspace)?;
+    Ok(VarlenGradients { dq, dk, dv, delta, dbias, dsinks })
 }
 
-/// STUB
+/// [`attention_varlen_backward`] into the caller's arrays, all overwritten. Allocates nothing.
 ///
 /// # Errors
-/// STUB
+/// As [`attention_backward_into`].
 pub fn attention_varlen_backward_into<T: Element, M: Mask>(
     gradients: VarlenGradientsMut<'_, T>,
     inputs: &VarlenInputs<'_, T>,
     options: &Options<'_, T, M>,
     workspace: &mut Workspace<T>,
 ) -> Result<(), Error> {
-    let _ = (gradients, inputs, options, workspace);
+    let (queries, keys) = inputs.check()?;
+    let VarlenGradientsMut { dq, dk, dv, delta, dbias, dsinks } = gradients;
+    check_shape("dq", dq.shape(), inputs.q.shape())?;
+    check_shape("dk", dk.shape(), inputs.k.shape())?;
+    check_shape("dv", dv.shape(), inputs.v.shape())?;
+    if let Some(delta) = &delta {
+        check_shape("delta", delta.shape(), inputs.lse.shape())?;
+    }
+    let (_, heads, d) = inputs.q.dim();
+    let (_, key_heads, e) = inputs.v.dim();
+    let batch = inputs.query_offsets.len() - 1;
+    let sizes = Sizes { batch, heads, key_heads, queries, keys, d, e };
+    let saved = Saved::Packed(inputs);
+    let outputs = Outputs::Packed([dq, dk, dv]);
+    run(&saved, sizes, inputs.room(), outputs, dbias, dsinks, options, workspace)?;
+    if let Some(mut delta) = delta {
+        // The workspace holds delta - d_lse, head by head of each sequence.
+        let mut from = workspace.delta.iter();
+        for rows in inputs.query_offsets.windows(2) {
+            let mut sequence = delta.slice_axis_mut(Axis(0), (rows[0]..rows[1]).into());
+            for head in sequence.axis_iter_mut(Axis(1)) {
+                head.into_iter().zip(&mut from).for_each(|(out, &delta)| *out = delta);
+            }
+        }
+        if let Some(d_lse) = &inputs.d_lse {
+            delta += d_lse;
+        }
+    }
     Ok(())
+}
+
+impl<T: Element> Inputs<'_, T> {
+    /// Checks the shapes.
+    fn check(&self) -> Result<(), Error> {
+        let (b, h, n, d) = self.q.dim();
+        let (_, g, m, _) = self.k.dim();
+        let e = self.v.dim().3;
+        let sizes = Sizes { batch: b, heads: h, key_heads: g, queries: n, keys: m, d, e };
+        check_sizes(&sizes, self.q.shape(), self.v.shape())?;
+        check_shape("k", self.k.shape(), &[b, g, m, d])?;
+        check_shape("v", self.v.shape(), &[b, g, m, e])?;
+        check_shape("o", self.o.shape(), &[b, h, n, e])?;
+        check_shape("lse", self.lse.shape(), &[b, h, n])?;
+        check_shape("d_o", self.d_o.shape(), &[b, h, n, e])?;
+        if let Some(d_lse) = &self.d_lse {
+            check_shape("d_lse", d_lse.shape(), &[b, h, n])?;
+        }
+        Ok(())
+    }
+
+    /// What a workspace must have room for.
+    pub(crate) fn room(&self) -> Room {
+        let (b, h, n, d) = self.q.dim();
+        Room {
+            head_size: d,
+            value_size: self.v.dim().3,
+            rows: b * h * n,
+            gradients: [self.q.len(), self.k.len(), self.v.len()],
+        }
+    }
+}
+
+impl<T: Element> VarlenInputs<'_, T> {
+    /// Checks the shapes; returns the lengths of the longest sequence.
+    fn check(&self) -> Result<(usize, usize), Error> {
+        let (total, h, d) = self.q.dim();
+        let (total_keys, g, _) = self.k.dim();
+        let e = self.v.dim().2;
+        let offsets = [self.key_offsets.len()];
+        check_shape("key_offsets", &offsets, &[self.query_offsets.len()])?;
+        let queries = longest("query_offsets", self.query_offsets, total)?;
+        let keys = longest("key_offsets", self.key_offsets, total_keys)?;
+        let batch = self.query_offsets.len() - 1;
+        let sizes = Sizes { batch, heads: h, key_heads: g, queries, keys, d, e };
+        check_sizes(&sizes, self.q.shape(), self.v.shape())?;
+        check_shape("k", self.k.shape(), &[total_keys, g, d])?;
+        check_shape("v", self.v.shape(), &[total_keys, g, e])?;
+        check_shape("o", self.o.shape(), &[total, h, e])?;
+        check_shape("lse", self.lse.shape(), &[total, h])?;
+        check_shape("d_o", self.d_o.shape(), &[total, h, e])?;
+        if let Some(d_lse) = &self.d_lse {
+            check_shape("d_lse", d_lse.shape(), &[total, h])?;
+        }
+        Ok((queries, keys))
+    }
+
+    /// What a workspace must have room for.
+    pub(crate) fn room(&self) -> Room {
+        let (total, h, d) = self.q.dim();
+        Room {
+            head_size: d,
+            value_size: self.v.dim().2,
+            rows: total * h,
+            gradients: [self.q.len(), self.k.len(), self.v.len()],
+        }
+    }
 }

@@ -2,9 +2,15 @@
 #![forbid(unsafe_code)]
 
 mod backward;
+mod bias_gradient;
+mod block;
+mod delta;
 mod error;
 mod options;
+mod products;
 mod reference;
+mod run;
+mod schedule;
 mod workspace;
 
 // Backward.

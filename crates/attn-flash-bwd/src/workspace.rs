@@ -1,36 +1,237 @@
 //! Scratch memory that the caller owns.
 
-use tensor_utils::Element;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::{Error, Inputs, Tiling, VarlenInputs};
+use tensor_utils::{Element, Float, Isa, IsaError};
 
-/// STUB
+use crate::{Error, Inputs, Strategy, Tiling, VarlenInputs};
+
+/// Query rows whose `P` and `dS` are held at once: a multiple of every tile height.
+pub(crate) const BAND: usize = 96;
+/// Lanes of the widest vector of `f32`; buffers are sized for it on every instruction set.
+const MAX_LANES: usize = 16;
+
+/// Scratch memory for the `_into` functions, which allocate nothing themselves.
+///
+/// One slot for each thread of the rayon pool it is made in; a call from a larger pool is correct
+/// but waits for slots. With `d` and `e` the sizes rounded up to 16, `c` the key block rounded up to
+/// 32 and `w` the bytes of the compute type, a slot takes
+///
+/// ```text
+/// w (3 c d + 2 c e + 96 (2 d + e) + 289 c + 16 max(d, e)) + 96 c  bytes
+/// ```
+///
+/// (0.73 MB for `f32`, head size 64 and the default tiling), whatever the lengths; beside the slots
+/// there is one number a query row and head for delta, and for 16-bit types, whose gradients add up
+/// in `f32`, one number an element of dq, dk and dv.
 #[derive(Debug)]
 pub struct Workspace<T: Element> {
-    scratch: Vec<T::Acc>,
+    tiling: Tiling,
+    room: Room,
+    pub(crate) slots: Slots<T::Acc>,
+    pub(crate) delta: Vec<T::Acc>,
+    /// Sums of the gradients of 16-bit types: dq, dk, dv.
+    pub(crate) sums: [Vec<T::Acc>; 3],
+}
+
+/// What a call needs room for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    pub(crate) head_size: usize,
+    pub(crate) value_size: usize,
+    /// Query rows of all heads.
+    pub(crate) rows: usize,
+    /// Elements of dq, dk and dv.
+    pub(crate) gradients: [usize; 3],
 }
 
 impl<T: Element> Workspace<T> {
-    /// Room for calls with inputs of these sizes or smaller ones.
+    /// Scratch for calls of the sizes of `inputs` or smaller ones, cut as `tiling` says, for the
+    /// current rayon pool.
     ///
     /// # Errors
-    /// STUB
+    /// [`Error::EmptyBlock`] if a block of the tiling is 0, [`Error::Isa`] if this machine does not
+    /// have the instruction set.
     pub fn new(inputs: &Inputs<'_, T>, tiling: &Tiling) -> Result<Self, Error> {
-        let _ = (inputs, tiling);
-        Ok(Self { scratch: Vec::new() })
+        Self::with_room(inputs.room(), tiling)
     }
 
     /// The same for a packed batch.
     ///
     /// # Errors
-    /// STUB
+    /// As [`Workspace::new`].
     pub fn new_varlen(inputs: &VarlenInputs<'_, T>, tiling: &Tiling) -> Result<Self, Error> {
-        let _ = (inputs, tiling);
-        Ok(Self { scratch: Vec::new() })
+        Self::with_room(inputs.room(), tiling)
+    }
+
+    fn with_room(room: Room, tiling: &Tiling) -> Result<Self, Error> {
+        for (block, size) in [("query_block", tiling.query_block), ("key_block", tiling.key_block)]
+        {
+            if size == 0 {
+                return Err(Error::EmptyBlock { block });
+            }
+        }
+        let isa = match tiling.isa {
+            None => Isa::active()?,
+            Some(isa) if isa.is_available() => isa,
+            Some(isa) => return Err(IsaError::Unavailable(isa).into()),
+        };
+        let tiling = Tiling {
+            key_block: tiling.key_block.next_multiple_of(2 * MAX_LANES),
+            isa: Some(isa),
+            ..tiling.clone()
+        };
+        let slots = (0..rayon::current_num_threads())
+            .map(|_| Mutex::new(Scratch::new(room.head_size, room.value_size, tiling.key_block)))
+            .collect();
+        let zeros = |len: usize| vec![T::Acc::ZERO; len];
+        Ok(Self {
+            room,
+            slots: Slots(slots),
+            delta: zeros(room.rows),
+            sums: if T::IS_COMPUTE_TYPE { [0; 3] } else { room.gradients }.map(zeros),
+            tiling,
+        })
     }
 
     /// Size in bytes.
     pub fn bytes(&self) -> usize {
-        size_of_val(self.scratch.as_slice())
+        let slots: usize = self.slots.0.iter().map(|slot| lock(slot).bytes()).sum();
+        let numbers = self.delta.len() + self.sums.iter().map(Vec::len).sum::<usize>();
+        slots + numbers * size_of::<T::Acc>()
+    }
+
+    /// The tiling it was made with, its key block rounded up and its instruction set resolved.
+    pub fn tiling(&self) -> &Tiling {
+        &self.tiling
+    }
+
+    /// The instruction set it was made for.
+    pub(crate) fn isa(&self) -> Isa {
+        self.tiling.isa.unwrap_or(Isa::Portable)
+    }
+
+    /// Whether delta is computed in a pass of its own.
+    pub(crate) fn two_pass(&self) -> bool {
+        self.tiling.strategy == Strategy::TwoPass
+    }
+
+    /// Checks that it is large enough.
+    pub(crate) fn check(&self, needed: Room) -> Result<(), Error> {
+        let room = self.room;
+        let [dq, dk, dv] = needed.gradients;
+        for (what, needed, room) in [
+            ("columns of q and k", needed.head_size, room.head_size),
+            ("columns of v", needed.value_size, room.value_size),
+            ("query rows of all heads", needed.rows, room.rows),
+            ("elements of q", dq, room.gradients[0]),
+            ("elements of k", dk, room.gradients[1]),
+            ("elements of v", dv, room.gradients[2]),
+        ] {
+            if needed > room {
+                return Err(Error::WorkspaceTooSmall { what, needed, room });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The scratch of each thread.
+#[derive(Debug)]
+pub(crate) struct Slots<A>(Vec<Mutex<Scratch<A>>>);
+
+impl<A> Slots<A> {
+    /// A slot for the current thread: its own if it is free, else any free one, else it waits.
+    pub(crate) fn slot(&self) -> MutexGuard<'_, Scratch<A>> {
+        let own = rayon::current_thread_index().unwrap_or(0) % self.0.len();
+        let (before, from_own) = self.0.split_at(own);
+        for slot in from_own.iter().chain(before) {
+            if let Ok(slot) = slot.try_lock() {
+                return slot;
+            }
+        }
+        lock(&self.0[own])
+    }
+}
+
+/// A poisoned slot is as good as any: its contents are overwritten before they are read.
+fn lock<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The scratch of one thread. Rows are head or value sizes rounded up to lanes.
+#[derive(Debug)]
+pub(crate) struct Scratch<A> {
+    /// Keys of a block, transposed.
+    pub(crate) keys_transposed: Vec<A>,
+    /// Values of a block, transposed.
+    pub(crate) values_transposed: Vec<A>,
+    /// Keys of a block times the scale, in rows.
+    pub(crate) keys: Vec<A>,
+    /// Sums for the keys of a block.
+    pub(crate) dk: Vec<A>,
+    /// Sums for the values of a block.
+    pub(crate) dv: Vec<A>,
+    /// Queries of a band times the scale.
+    pub(crate) queries: Vec<A>,
+    /// `do` of a band.
+    pub(crate) d_o: Vec<A>,
+    /// Sums for the queries of a band.
+    pub(crate) dq: Vec<A>,
+    /// Scores of a band, then `P`.
+    pub(crate) scores: Vec<A>,
+    /// `dP` of a band, then `dS`.
+    pub(crate) dp: Vec<A>,
+    /// Whether the pairs of a band are visible; only where something is not finite.
+    pub(crate) visible: Vec<bool>,
+    /// Capped scores of a row.
+    pub(crate) capped: Vec<A>,
+    /// Sums for a part of the bias.
+    pub(crate) sums: Vec<A>,
+    /// Rows on their way into a panel.
+    pub(crate) rows: Vec<A>,
+}
+
+impl<A: Float> Scratch<A> {
+    fn new(head_size: usize, value_size: usize, keys: usize) -> Self {
+        let d = head_size.next_multiple_of(MAX_LANES);
+        let e = value_size.next_multiple_of(MAX_LANES);
+        let zeros = |len: usize| vec![A::ZERO; len];
+        Self {
+            keys_transposed: zeros(keys * d),
+            values_transposed: zeros(keys * e),
+            keys: zeros(keys * d),
+            dk: zeros(keys * d),
+            dv: zeros(keys * e),
+            queries: zeros(BAND * d),
+            d_o: zeros(BAND * e),
+            dq: zeros(BAND * d),
+            scores: zeros(BAND * keys),
+            dp: zeros(BAND * keys),
+            visible: vec![false; BAND * keys],
+            capped: zeros(keys),
+            sums: zeros(BAND * keys),
+            rows: zeros(MAX_LANES * d.max(e)),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let numbers = [
+            &self.keys_transposed,
+            &self.values_transposed,
+            &self.keys,
+            &self.dk,
+            &self.dv,
+            &self.queries,
+            &self.d_o,
+            &self.dq,
+            &self.scores,
+            &self.dp,
+            &self.capped,
+            &self.sums,
+            &self.rows,
+        ];
+        let numbers: usize = numbers.iter().map(|buffer| buffer.len()).sum();
+        numbers * size_of::<A>() + self.visible.len()
     }
 }

@@ -1,7 +1,9 @@
 //! The element types a kernel accepts, and the type it computes in for each.
 
-use half::{bf16, f16, slice::HalfFloatSliceExt};
 use std::fmt::Debug;
+
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+use ndarray::{ArrayViewMut, Dimension};
 
 use crate::Float;
 
@@ -23,6 +25,9 @@ pub trait Element: Copy + Debug + Default + PartialEq + Send + Sync + 'static {
     /// The smallest normal number.
     const MIN_POSITIVE: f64;
 
+    /// Whether kernels compute in this very type.
+    const IS_COMPUTE_TYPE: bool;
+
     /// Widens to the compute type; exact.
     fn to_acc(self) -> Self::Acc;
 
@@ -37,6 +42,15 @@ pub trait Element: Copy + Debug + Default + PartialEq + Send + Sync + 'static {
 
     /// The bits of the representation, at the low end.
     fn bits(self) -> u64;
+
+    /// The view itself if this type is its own compute type, so that sums can grow in place; else
+    /// the view is handed back.
+    ///
+    /// # Errors
+    /// The view, for types that are computed in another one.
+    fn as_acc_mut<D: Dimension>(
+        view: ArrayViewMut<'_, Self, D>,
+    ) -> Result<ArrayViewMut<'_, Self::Acc, D>, ArrayViewMut<'_, Self, D>>;
 
     /// See the function [`widen`](crate::widen).
     #[doc(hidden)]
@@ -62,6 +76,7 @@ impl Element for f32 {
     const NAME: &'static str = "f32";
     const EPSILON: f64 = f32::EPSILON as f64;
     const MIN_POSITIVE: f64 = f32::MIN_POSITIVE as f64;
+    const IS_COMPUTE_TYPE: bool = true;
 
     #[inline(always)]
     fn to_acc(self) -> f32 {
@@ -87,6 +102,13 @@ impl Element for f32 {
     fn bits(self) -> u64 {
         u64::from(self.to_bits())
     }
+
+    #[inline(always)]
+    fn as_acc_mut<D: Dimension>(
+        view: ArrayViewMut<'_, Self, D>,
+    ) -> Result<ArrayViewMut<'_, f32, D>, ArrayViewMut<'_, Self, D>> {
+        Ok(view)
+    }
 }
 
 impl Element for f64 {
@@ -94,6 +116,7 @@ impl Element for f64 {
     const NAME: &'static str = "f64";
     const EPSILON: f64 = f64::EPSILON;
     const MIN_POSITIVE: f64 = f64::MIN_POSITIVE;
+    const IS_COMPUTE_TYPE: bool = true;
 
     #[inline(always)]
     fn to_acc(self) -> f64 {
@@ -119,6 +142,13 @@ impl Element for f64 {
     fn bits(self) -> u64 {
         self.to_bits()
     }
+
+    #[inline(always)]
+    fn as_acc_mut<D: Dimension>(
+        view: ArrayViewMut<'_, Self, D>,
+    ) -> Result<ArrayViewMut<'_, f64, D>, ArrayViewMut<'_, Self, D>> {
+        Ok(view)
+    }
 }
 
 impl Element for bf16 {
@@ -126,6 +156,7 @@ impl Element for bf16 {
     const NAME: &'static str = "bf16";
     const EPSILON: f64 = 1.0 / 128.0;
     const MIN_POSITIVE: f64 = f32::MIN_POSITIVE as f64;
+    const IS_COMPUTE_TYPE: bool = false;
 
     // A bf16 is the upper half of an f32. `bf16::to_f32` also quiets NaN, a branch that keeps the
     // compiler from vectorising the loop; the shift alone maps NaN to NaN.
@@ -159,6 +190,13 @@ impl Element for bf16 {
     fn bits(self) -> u64 {
         u64::from(self.to_bits())
     }
+
+    #[inline(always)]
+    fn as_acc_mut<D: Dimension>(
+        view: ArrayViewMut<'_, Self, D>,
+    ) -> Result<ArrayViewMut<'_, f32, D>, ArrayViewMut<'_, Self, D>> {
+        Err(view)
+    }
 }
 
 impl Element for f16 {
@@ -166,6 +204,7 @@ impl Element for f16 {
     const NAME: &'static str = "f16";
     const EPSILON: f64 = 1.0 / 1024.0;
     const MIN_POSITIVE: f64 = 1.0 / 16384.0;
+    const IS_COMPUTE_TYPE: bool = false;
 
     #[inline(always)]
     fn to_acc(self) -> f32 {
@@ -190,6 +229,13 @@ impl Element for f16 {
     #[inline(always)]
     fn bits(self) -> u64 {
         u64::from(self.to_bits())
+    }
+
+    #[inline(always)]
+    fn as_acc_mut<D: Dimension>(
+        view: ArrayViewMut<'_, Self, D>,
+    ) -> Result<ArrayViewMut<'_, f32, D>, ArrayViewMut<'_, Self, D>> {
+        Err(view)
     }
 
     // `half` uses the processor's conversion of eight at once where there is one.

@@ -1,0 +1,323 @@
+//! One band of query rows against one block of keys: `P`, `dS`, and what they add to the gradients.
+
+use std::ops::Range;
+
+use attn_flash::internals::{Call, Sequence};
+use attn_flash::{Coverage, Mask, Tile};
+use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2};
+use tensor_utils::simd::Simd;
+use tensor_utils::tile::pack::{copy_rows, pack_transposed, panel_depth};
+use tensor_utils::tile::{lanes, panel_width, tiles};
+use tensor_utils::{Element, Float};
+
+use crate::products::{
+    add_columns, add_rows, add_visible, dot_rows, softcap_gradient, softmax_gradient,
+};
+use crate::workspace::{BAND, Scratch};
+
+/// One query head, seen through the options.
+pub(crate) struct Head<'a, 'c, S, T: Element, M> {
+    pub(crate) simd: S,
+    pub(crate) call: &'a Call<'c, T, M>,
+    pub(crate) sequence: Sequence,
+    /// Index of the query head.
+    pub(crate) head: usize,
+    /// `[N, D]`.
+    pub(crate) q: ArrayView2<'a, T>,
+    /// `[M, D]`.
+    pub(crate) k: ArrayView2<'a, T>,
+    /// `[M, E]`.
+    pub(crate) v: ArrayView2<'a, T>,
+    /// `[N, E]`.
+    pub(crate) d_o: ArrayView2<'a, T>,
+    /// `[N]`.
+    pub(crate) lse: ArrayView1<'a, T::Acc>,
+    /// Keys of a block.
+    pub(crate) key_block: usize,
+    /// What `dS` is the gradient of.
+    pub(crate) target: Target,
+}
+
+/// What `dS` is the gradient of: a score is `softcap(dot product) + bias`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// The scaled dot product (eq. 7), for dq and dk.
+    DotProduct,
+    /// The score (eq. 6), for dbias.
+    Score,
+}
+
+/// A band whose `P` and `dS` are in the scratch.
+#[derive(Debug, Clone)]
+pub(crate) struct Band {
+    /// Query rows.
+    pub(crate) rows: Range<usize>,
+    /// Columns of the block that some row sees, as whole panels.
+    pub(crate) columns: Range<usize>,
+    /// Whether keys, queries and `do` are finite, so that masked pairs may be multiplied by 0.
+    finite: bool,
+}
+
+impl<S: Simd, T: Element, M: Mask> Head<'_, '_, S, T, M> {
+    /// Head size rounded up to lanes.
+    pub(crate) fn d(&self) -> usize {
+        self.call.sizes.d.next_multiple_of(lanes::<S, T::Acc>())
+    }
+
+    /// Value size rounded up to lanes.
+    pub(crate) fn e(&self) -> usize {
+        self.call.sizes.e.next_multiple_of(lanes::<S, T::Acc>())
+    }
+
+    /// The key blocks, as ranges of keys.
+    pub(crate) fn key_blocks(&self) -> impl Iterator<Item = Range<usize>> + use<S, T, M> {
+        let (keys, size) = (self.sequence.keys, self.key_block);
+        (0..keys).step_by(size).map(move |start| start..keys.min(start + size))
+    }
+
+    /// The smallest interval of keys that holds all that `rows` may see of `keys`.
+    pub(crate) fn visible(&self, rows: Range<usize>, keys: &Range<usize>) -> Range<usize> {
+        let (mut start, mut end) = (keys.end, keys.start);
+        for query in rows {
+            let interval = self.call.interval(&self.sequence, query);
+            if !interval.is_empty() {
+                start = start.min(interval.start.max(keys.start));
+                end = end.max(interval.end.min(keys.end));
+            }
+        }
+        if start < end { start..end } else { keys.start..keys.start }
+    }
+
+    /// Packs a block of keys and values; returns whether the keys are finite.
+    pub(crate) fn pack_keys(&self, keys: &Range<usize>, scratch: &mut Scratch<T::Acc>) -> bool {
+        let k = self.k.slice_axis(ndarray::Axis(0), keys.clone().into());
+        let v = self.v.slice_axis(ndarray::Axis(0), keys.clone().into());
+        pack_transposed(self.simd, k, &mut scratch.keys_transposed, &mut scratch.rows);
+        pack_transposed(self.simd, v, &mut scratch.values_transposed, &mut scratch.rows);
+        // Rows past the last key are multiplied by weights of 0: they must be finite.
+        let d = self.d();
+        let padded = keys.len().next_multiple_of(panel_width::<S, T::Acc>());
+        scratch.keys[keys.len() * d..padded * d].fill(T::Acc::ZERO);
+        copy_rows(self.simd, k, self.call.scale, &mut scratch.keys, d)
+    }
+
+    /// Computes `P` and `dS` of a band against a packed block of keys, `delta` being that of the
+    /// head's queries, 0 if `None`. Returns `None` if nobody sees anything.
+    pub(crate) fn band(
+        &self,
+        rows: Range<usize>,
+        keys: &Range<usize>,
+        keys_finite: bool,
+        delta: Option<&[T::Acc]>,
+        scratch: &mut Scratch<T::Acc>,
+    ) -> Option<Band> {
+        let visible = self.visible(rows.clone(), keys);
+        if visible.is_empty() || self.coverage(rows.clone(), &visible) == Coverage::Skip {
+            return None;
+        }
+        let width = panel_width::<S, T::Acc>();
+        let columns = (visible.start - keys.start) / width * width
+            ..(visible.end - keys.start).next_multiple_of(width);
+        let axis = ndarray::Axis(0);
+        let q = self.q.slice_axis(axis, rows.clone().into());
+        let d_o = self.d_o.slice_axis(axis, rows.clone().into());
+        let q_finite = copy_rows(self.simd, q, self.call.scale, &mut scratch.queries, self.d());
+        let one = T::Acc::ONE;
+        let d_o_finite = copy_rows(self.simd, d_o, one, &mut scratch.d_o, self.e());
+        let band =
+            Band { rows: rows.clone(), columns, finite: keys_finite && q_finite && d_o_finite };
+        for (first, height) in tiles::<S, T::Acc>(rows.len()) {
+            match height {
+                12 => self.tile::<12>(&band, first, keys, delta, scratch),
+                6 => self.tile::<6>(&band, first, keys, delta, scratch),
+                4 => self.tile::<4>(&band, first, keys, delta, scratch),
+                2 => self.tile::<2>(&band, first, keys, delta, scratch),
+                _ => self.tile::<1>(&band, first, keys, delta, scratch),
+            }
+        }
+        Some(band)
+    }
+
+    fn coverage(&self, queries: Range<usize>, keys: &Range<usize>) -> Coverage {
+        let (batch, head) = (self.sequence.batch, self.head);
+        self.call.user_mask.coverage(Tile { batch, head, queries, keys: keys.clone() })
+    }
+
+    /// [`Self::band`] for the rows of one tile.
+    fn tile<const ROWS: usize>(
+        &self,
+        band: &Band,
+        first: usize,
+        keys: &Range<usize>,
+        delta: Option<&[T::Acc]>,
+        scratch: &mut Scratch<T::Acc>,
+    ) {
+        let (simd, call, stride) = (self.simd, self.call, self.key_block);
+        let (d, e) = (self.d(), self.e());
+        let rows = band.rows.start + first..band.rows.start + first + ROWS;
+        let scores = &mut scratch.scores[first * stride..][..ROWS * stride];
+        let dp = &mut scratch.dp[first * stride..][..ROWS * stride];
+        let visible = self.visible(rows.clone(), keys);
+        let coverage =
+            if visible.is_empty() { Coverage::Skip } else { self.coverage(rows.clone(), &visible) };
+        if coverage == Coverage::Skip {
+            for i in 0..ROWS {
+                let columns = i * stride + band.columns.start..i * stride + band.columns.end;
+                scores[columns.clone()].fill(T::Acc::ZERO);
+                dp[columns.clone()].fill(T::Acc::ZERO);
+                scratch.visible[first * stride..][columns].fill(false);
+            }
+            return;
+        }
+        // Only the panels that the tile sees are computed; the rest of the band is 0.
+        let width = panel_width::<S, T::Acc>();
+        let columns = (visible.start - keys.start) / width * width
+            ..(visible.end - keys.start).next_multiple_of(width);
+        let queries = &scratch.queries[first * d..];
+        let panels = &scratch.keys_transposed;
+        let depth = panel_depth(call.sizes.d);
+        dot_rows::<S, T::Acc, ROWS>(
+            simd,
+            depth,
+            queries,
+            d,
+            panels,
+            columns.clone(),
+            scores,
+            stride,
+        );
+        let d_o = &scratch.d_o[first * e..];
+        let panels = &scratch.values_transposed;
+        let depth = panel_depth(call.sizes.e);
+        dot_rows::<S, T::Acc, ROWS>(simd, depth, d_o, e, panels, columns.clone(), dp, stride);
+
+        for (i, query) in rows.enumerate() {
+            let scores = &mut scores[i * stride..][..stride];
+            let dp = &mut dp[i * stride..][..stride];
+            let capped = &mut scratch.capped[columns.clone()];
+            simd.vectorize(
+                #[inline(always)]
+                || {
+                    let seen = visible.start - keys.start..visible.end - keys.start;
+                    let ask_user = coverage == Coverage::Partial;
+                    call.cap_scores(simd, &mut scores[columns.clone()]);
+                    if call.softcap.is_some() {
+                        capped.copy_from_slice(&scores[columns.clone()]);
+                    }
+                    let (sequence, scores) = (&self.sequence, &mut scores[seen]);
+                    call.mask_scores(sequence, self.head, query, visible.clone(), scores, ask_user);
+                },
+            );
+            let interval = call.interval(&self.sequence, query);
+            let cut = |key: usize| key.saturating_sub(keys.start).clamp(columns.start, columns.end);
+            let (start, end) = (cut(interval.start), cut(interval.end));
+            scores[columns.start..start].fill(T::Acc::NEG_INFINITY);
+            scores[end.max(start)..columns.end].fill(T::Acc::NEG_INFINITY);
+
+            if !band.finite {
+                let flags = &mut scratch.visible[(first + i) * stride..][..stride];
+                flags[band.columns.clone()].fill(false);
+                for (flag, &score) in
+                    flags[columns.clone()].iter_mut().zip(&scores[columns.clone()])
+                {
+                    *flag = score != T::Acc::NEG_INFINITY;
+                }
+            }
+            let lse = self.lse[query];
+            let delta = delta.map_or(T::Acc::ZERO, |delta| delta[query]);
+            let dp_columns = &mut dp[columns.clone()];
+            softmax_gradient(simd, lse, delta, &mut scores[columns.clone()], dp_columns);
+            if let (Some(cap), Target::DotProduct) = (call.softcap, self.target) {
+                softcap_gradient(simd, cap, capped, dp_columns);
+            }
+            for rest in [band.columns.start..columns.start, columns.end..band.columns.end] {
+                scores[rest.clone()].fill(T::Acc::ZERO);
+                dp[rest].fill(T::Acc::ZERO);
+            }
+        }
+    }
+
+    /// Adds `dS K` to the band's rows of `dq` (eq. 8), `[rows of the band, D]`.
+    pub(crate) fn add_dq(
+        &self,
+        band: &Band,
+        scratch: &mut Scratch<T::Acc>,
+        mut dq: ArrayViewMut2<'_, T::Acc>,
+    ) {
+        let (d, stride) = (self.d(), self.key_block);
+        load_rows(dq.view(), &mut scratch.dq, d);
+        let columns = band.columns.clone();
+        for (first, height) in tiles::<S, T::Acc>(band.rows.len()) {
+            let out = &mut scratch.dq[first * d..];
+            if band.finite {
+                let ds = &scratch.dp[first * stride + columns.start..];
+                let k = &scratch.keys[columns.start * d..];
+                let depth = columns.len();
+                match height {
+                    12 => add_rows::<S, T::Acc, 12>(self.simd, depth, ds, stride, k, out, d),
+                    6 => add_rows::<S, T::Acc, 6>(self.simd, depth, ds, stride, k, out, d),
+                    4 => add_rows::<S, T::Acc, 4>(self.simd, depth, ds, stride, k, out, d),
+                    2 => add_rows::<S, T::Acc, 2>(self.simd, depth, ds, stride, k, out, d),
+                    _ => add_rows::<S, T::Acc, 1>(self.simd, depth, ds, stride, k, out, d),
+                }
+                continue;
+            }
+            for i in first..first + height {
+                let terms = columns.clone().map(|j| {
+                    let pair = i * stride + j;
+                    (scratch.visible[pair], scratch.dp[pair], &scratch.keys[j * d..][..d])
+                });
+                add_visible(self.simd, terms, &mut scratch.dq[i * d..][..d]);
+            }
+        }
+        store_rows(&scratch.dq, d, dq.view_mut());
+    }
+
+    /// Adds `dS^T Q` and `P^T dO` to the block's rows in the scratch (eqs. 9 and 4).
+    pub(crate) fn add_dk_dv(&self, band: &Band, scratch: &mut Scratch<T::Acc>) {
+        let (simd, d, e, stride) = (self.simd, self.d(), self.e(), self.key_block);
+        let rows = band.rows.len();
+        if band.finite {
+            let columns = band.columns.clone();
+            let Scratch { scores, dp, queries, d_o, dk, dv, .. } = scratch;
+            add_columns(simd, rows, scores, stride, columns.clone(), d_o, dv, e);
+            add_columns(simd, rows, dp, stride, columns, queries, dk, d);
+            return;
+        }
+        for j in band.columns.clone() {
+            let Scratch { scores, dp, queries, d_o, dk, dv, visible, .. } = scratch;
+            let pair = |i: usize| i * stride + j;
+            let terms = (0..rows).map(|i| (visible[pair(i)], scores[pair(i)], &d_o[i * e..][..e]));
+            add_visible(simd, terms, &mut dv[j * e..][..e]);
+            let terms = (0..rows).map(|i| (visible[pair(i)], dp[pair(i)], &queries[i * d..][..d]));
+            add_visible(simd, terms, &mut dk[j * d..][..d]);
+        }
+    }
+}
+
+/// `rows` in bands.
+pub(crate) fn bands(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = rows.end;
+    rows.step_by(BAND).map(move |start| start..end.min(start + BAND))
+}
+
+/// Copies rows into the scratch, `stride` apart, padded with 0.
+pub(crate) fn load_rows<A: Float>(from: ArrayView2<'_, A>, to: &mut [A], stride: usize) {
+    for (from, to) in from.outer_iter().zip(to.chunks_exact_mut(stride)) {
+        match from.to_slice() {
+            Some(from) => to[..from.len()].copy_from_slice(from),
+            None => to.iter_mut().zip(from).for_each(|(to, &x)| *to = x),
+        }
+        to[from.len()..].fill(A::ZERO);
+    }
+}
+
+/// Copies rows back from the scratch.
+pub(crate) fn store_rows<A: Float>(from: &[A], stride: usize, mut to: ArrayViewMut2<'_, A>) {
+    for (from, mut to) in from.chunks_exact(stride).zip(to.outer_iter_mut()) {
+        match to.as_slice_mut() {
+            Some(to) => to.copy_from_slice(&from[..to.len()]),
+            None => to.iter_mut().zip(from).for_each(|(to, &x)| *to = x),
+        }
+    }
+}
