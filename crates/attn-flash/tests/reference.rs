@@ -579,7 +579,7 @@ fn visible_pairs_by_hand() {
     );
 }
 
-/// DESIGN's contract on precision: the error against f64 over that of the plain algorithm in the
+/// The workspace's contract on precision: the error against f64 over that of the plain algorithm in the
 /// same type has a median of at most 1 and is nowhere above 2. (Not for f64, which nothing here is
 /// more precise than.)
 fn error_ratios<T>()
