@@ -7,7 +7,7 @@ use attn_flash::{Coverage, Mask, Tile};
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2};
 use tensor_utils::simd::Simd;
 use tensor_utils::tile::pack::{copy_rows, pack_transposed, panel_depth};
-use tensor_utils::tile::{lanes, panel_width, tiles};
+use tensor_utils::tile::{panel_width, row_stride, tiles};
 use tensor_utils::{Element, Float};
 
 use crate::products::{
@@ -59,14 +59,14 @@ pub(crate) struct Band {
 }
 
 impl<S: Simd, T: Element, M: Mask> Head<'_, '_, S, T, M> {
-    /// Head size rounded up to lanes.
+    /// Stride of rows of queries and keys in the scratch.
     pub(crate) fn d(&self) -> usize {
-        self.call.sizes.d.next_multiple_of(lanes::<S, T::Acc>())
+        row_stride::<S, T::Acc>(self.call.sizes.d)
     }
 
-    /// Value size rounded up to lanes.
+    /// Stride of rows of values in the scratch.
     pub(crate) fn e(&self) -> usize {
-        self.call.sizes.e.next_multiple_of(lanes::<S, T::Acc>())
+        row_stride::<S, T::Acc>(self.call.sizes.e)
     }
 
     /// The key blocks, as ranges of keys.

@@ -7,7 +7,9 @@ use std::ops::Range;
 
 use tensor_utils::Float;
 use tensor_utils::simd::{Simd, SimdBase, SimdFloat, SimdFrom};
-use tensor_utils::tile::{lanes, load, pack::panel_depth, panel_width, product_rows, store};
+use tensor_utils::tile::{
+    lanes, load, pack::panel_depth, panel_width, product_rows, row_stride, store,
+};
 
 /// A packed block of keys and values.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +37,8 @@ fn no_maxima<S: Simd, A: Float, const ROWS: usize>(simd: S) -> Maxima<S, A, ROWS
 }
 
 /// `scores[i, j] = q_i . k_j` (eq. 1) for the columns of whole panels `columns`. Returns the largest
-/// of each row, while they are still in registers. `queries` are rows of `D` rounded up to lanes.
+/// of each row, while they are still in registers. `queries` are rows
+/// of `row_stride(D)`.
 pub(crate) fn score_tile<S: Simd, A: Float, const ROWS: usize>(
     simd: S,
     queries: &[A],
@@ -48,7 +51,7 @@ pub(crate) fn score_tile<S: Simd, A: Float, const ROWS: usize>(
         || {
             let width = panel_width::<S, A>();
             let depth = panel_depth(block.d);
-            let stride = block.d.next_multiple_of(lanes::<S, A>());
+            let stride = row_stride::<S, A>(block.d);
             let mut maxima = no_maxima::<S, A, ROWS>(simd);
             for column in columns.step_by(width) {
                 let panel = &block.keys[column * depth..][..depth * width];

@@ -5,7 +5,7 @@ use std::ops::Range;
 use ndarray::{ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 use tensor_utils::simd::Simd;
 use tensor_utils::tile::pack::{copy_rows, narrow_row, pack_columns, pack_transposed};
-use tensor_utils::tile::{lanes, panel_width, tiles};
+use tensor_utils::tile::{lanes, panel_width, row_stride, tiles};
 use tensor_utils::{Element, Float, Isa};
 
 use crate::call::{Call, Sequence};
@@ -86,9 +86,9 @@ struct Band<'a, 'i, 'c, S: Simd, T: Element, M: Mask> {
 }
 
 impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
-    /// Head size rounded up to lanes.
+    /// Stride of packed queries.
     fn d(&self) -> usize {
-        self.inputs.call.sizes.d.next_multiple_of(lanes::<S, T::Acc>())
+        row_stride::<S, T::Acc>(self.inputs.call.sizes.d)
     }
 
     /// Value size rounded up to lanes.

@@ -112,7 +112,7 @@ fn lock<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The scratch of one thread; the packed layouts are those of `tensor_utils::tile::pack`.
 #[derive(Debug)]
 pub(crate) struct Scratch<A> {
-    /// Queries, times the scale, `[row][D rounded up to lanes]`.
+    /// Queries, times the scale, `[row][row_stride(D)]`.
     pub(crate) queries: Vec<A>,
     /// Unnormalised outputs, `[row][E rounded up to lanes]`.
     pub(crate) o: Vec<A>,

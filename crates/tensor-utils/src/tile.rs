@@ -37,6 +37,14 @@ pub const fn panel_width<S: Simd, A: Float>() -> usize {
     2 * lanes::<S, A>()
 }
 
+/// Stride of rows of `columns` numbers that a tile reads by vectors or [`UNROLL`] at a time: at most
+/// `columns` rounded up to 16.
+#[inline(always)]
+pub const fn row_stride<S: Simd, A: Float>(columns: usize) -> usize {
+    let lanes = lanes::<S, A>();
+    columns.next_multiple_of(if lanes > UNROLL { lanes } else { UNROLL })
+}
+
 /// Heights of tiles, largest first. With 64-byte vectors the largest keeps 24 of 32 registers as
 /// sums, else 12 of 16. The last is 1, so any number of rows can be cut into tiles.
 #[inline(always)]
