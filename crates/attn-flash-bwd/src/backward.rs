@@ -6,7 +6,7 @@ use ndarray::{
     Array1, Array2, Array3, Array4, ArrayD, ArrayView2, ArrayView3, ArrayView4, ArrayViewMut1,
     ArrayViewMut2, ArrayViewMut3, ArrayViewMut4, ArrayViewMutD, Axis,
 };
-use tensor_utils::{Element, check_shape};
+use tensor_utils::{Element, check_shape, try_array};
 
 use crate::run::{Outputs, Saved, run};
 use crate::workspace::Room;
@@ -174,10 +174,10 @@ pub fn attention_backward<T: Element, M: Mask>(
 ) -> Result<Gradients<T>, Error> {
     inputs.check()?;
     let mut workspace = Workspace::new(inputs, &Tiling::default())?;
-    let mut dq = Array4::default(inputs.q.dim());
-    let mut dk = Array4::default(inputs.k.dim());
-    let mut dv = Array4::default(inputs.v.dim());
-    let mut delta = Array3::default(inputs.lse.dim());
+    let mut dq = try_array("dq", inputs.q.dim())?;
+    let mut dk = try_array("dk", inputs.k.dim())?;
+    let mut dv = try_array("dv", inputs.v.dim())?;
+    let mut delta = try_array("delta", inputs.lse.dim())?;
     let mut dbias = options.bias.as_ref().map(|bias| ArrayD::default(bias.shape()));
     let mut dsinks = options.sinks.map(|sinks| Array1::default(sinks.len()));
     let gradients = GradientsMut {
@@ -243,10 +243,10 @@ pub fn attention_varlen_backward<T: Element, M: Mask>(
 ) -> Result<VarlenGradients<T>, Error> {
     inputs.check()?;
     let mut workspace = Workspace::new_varlen(inputs, &Tiling::default())?;
-    let mut dq = Array3::default(inputs.q.dim());
-    let mut dk = Array3::default(inputs.k.dim());
-    let mut dv = Array3::default(inputs.v.dim());
-    let mut delta = Array2::default(inputs.lse.dim());
+    let mut dq = try_array("dq", inputs.q.dim())?;
+    let mut dk = try_array("dk", inputs.k.dim())?;
+    let mut dv = try_array("dv", inputs.v.dim())?;
+    let mut delta = try_array("delta", inputs.lse.dim())?;
     let mut dbias = options.bias.as_ref().map(|bias| ArrayD::default(bias.shape()));
     let mut dsinks = options.sinks.map(|sinks| Array1::default(sinks.len()));
     let gradients = VarlenGradientsMut {

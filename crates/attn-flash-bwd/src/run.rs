@@ -93,6 +93,15 @@ pub(crate) enum Outputs<'a, T> {
     Packed([ArrayViewMut3<'a, T>; 3]),
 }
 
+impl<T: Element> Outputs<'_, T> {
+    fn fill_zero(self) {
+        match self {
+            Self::Dense(gradients) => gradients.map(|mut array| array.fill(T::default())),
+            Self::Packed(gradients) => gradients.map(|mut array| array.fill(T::default())),
+        };
+    }
+}
+
 /// A gradient on its way: where it adds up, and where the sums are rounded to in the end, if that
 /// is another array.
 struct Sums<'a, T: Element, D> {
@@ -200,10 +209,7 @@ pub(crate) fn run<T: Element, M: Mask>(
 ) -> Result<(), Error> {
     workspace.check(room)?;
     let call = Call::new(options, sizes)?;
-    for entry in 0..sizes.batch {
-        let (queries, keys) = saved.lengths(entry);
-        call.check_sequence(entry, queries, keys)?;
-    }
+    call.check_sequences(|entry| saved.lengths(entry))?;
     if let Some(dbias) = &dbias {
         let missing = Error::NoInput { gradient: "dbias", option: "bias" };
         let bias = options.bias.as_ref().ok_or(missing)?;
@@ -213,6 +219,13 @@ pub(crate) fn run<T: Element, M: Mask>(
         let missing = Error::NoInput { gradient: "dsinks", option: "sinks" };
         let sinks = options.sinks.ok_or(missing)?;
         check_shape("dsinks", dsinks.shape(), &[sinks.len()])?;
+    }
+    // Without queries there is nothing to walk over, however large the other axes are.
+    if room.rows == 0 {
+        outputs.fill_zero();
+        dbias.into_iter().for_each(|mut dbias| dbias.fill(T::default()));
+        dsinks.into_iter().for_each(|mut dsinks| dsinks.fill(T::Acc::ZERO));
+        return Ok(());
     }
     let isa = workspace.isa();
     dispatch(isa, Backward { call: &call, saved, outputs, dbias, workspace })?;

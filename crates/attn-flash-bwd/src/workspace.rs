@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tensor_utils::{Element, Float, Isa, IsaError};
+use tensor_utils::{Element, Float, Isa, IsaError, ShapeError, try_vec};
 
 use crate::{Error, Inputs, Strategy, Tiling, VarlenInputs};
 
@@ -51,7 +51,7 @@ impl<T: Element> Workspace<T> {
     ///
     /// # Errors
     /// [`Error::EmptyBlock`] if a block of the tiling is 0, [`Error::Isa`] if this machine does not
-    /// have the instruction set.
+    /// have the instruction set, [`Error::Shape`] if there is no memory of that size.
     pub fn new(inputs: &Inputs<'_, T>, tiling: &Tiling) -> Result<Self, Error> {
         Self::with_room(inputs.room(), tiling)
     }
@@ -77,19 +77,21 @@ impl<T: Element> Workspace<T> {
             Some(isa) => return Err(IsaError::Unavailable(isa).into()),
         };
         let tiling = Tiling {
-            key_block: tiling.key_block.next_multiple_of(2 * MAX_LANES),
+            key_block: round_up(tiling.key_block, 2 * MAX_LANES),
             isa: Some(isa),
             ..tiling.clone()
         };
         let slots = (0..rayon::current_num_threads())
-            .map(|_| Mutex::new(Scratch::new(room.head_size, room.value_size, tiling.key_block)))
-            .collect();
-        let zeros = |len: usize| vec![T::Acc::ZERO; len];
+            .map(|_| Scratch::new(room.head_size, room.value_size, tiling.key_block))
+            .map(|scratch| scratch.map(Mutex::new))
+            .collect::<Result<_, _>>()?;
+        let zeros = |len: usize| try_vec("workspace", &[len]);
+        let [dq, dk, dv] = if T::IS_COMPUTE_TYPE { [0; 3] } else { room.gradients };
         Ok(Self {
             room,
             slots: Slots(slots),
-            delta: zeros(room.rows),
-            sums: if T::IS_COMPUTE_TYPE { [0; 3] } else { room.gradients }.map(zeros),
+            delta: zeros(room.rows)?,
+            sums: [zeros(dq)?, zeros(dk)?, zeros(dv)?],
             tiling,
         })
     }
@@ -134,6 +136,11 @@ impl<T: Element> Workspace<T> {
         }
         Ok(())
     }
+}
+
+/// `n` rounded up, or too much to be allocated.
+fn round_up(n: usize, multiple: usize) -> usize {
+    n.checked_next_multiple_of(multiple).unwrap_or(usize::MAX)
 }
 
 /// The scratch of each thread.
@@ -193,26 +200,26 @@ pub(crate) struct Scratch<A> {
 }
 
 impl<A: Float> Scratch<A> {
-    fn new(head_size: usize, value_size: usize, keys: usize) -> Self {
-        let d = head_size.next_multiple_of(MAX_LANES);
-        let e = value_size.next_multiple_of(MAX_LANES);
-        let zeros = |len: usize| vec![A::ZERO; len];
-        Self {
-            keys_transposed: zeros(keys * d),
-            values_transposed: zeros(keys * e),
-            keys: zeros(keys * d),
-            dk: zeros(keys * d),
-            dv: zeros(keys * e),
-            queries: zeros(BAND * d),
-            d_o: zeros(BAND * e),
-            dq: zeros(BAND * d),
-            scores: zeros(BAND * keys),
-            dp: zeros(BAND * keys),
-            visible: vec![false; BAND * keys],
-            capped: zeros(keys),
-            sums: zeros(BAND * keys),
-            rows: zeros(MAX_LANES * d.max(e)),
-        }
+    fn new(head_size: usize, value_size: usize, keys: usize) -> Result<Self, ShapeError> {
+        let d = round_up(head_size, MAX_LANES);
+        let e = round_up(value_size, MAX_LANES);
+        let zeros = |height, width| try_vec("workspace", &[height, width]);
+        Ok(Self {
+            keys_transposed: zeros(keys, d)?,
+            values_transposed: zeros(keys, e)?,
+            keys: zeros(keys, d)?,
+            dk: zeros(keys, d)?,
+            dv: zeros(keys, e)?,
+            queries: zeros(BAND, d)?,
+            d_o: zeros(BAND, e)?,
+            dq: zeros(BAND, d)?,
+            scores: zeros(BAND, keys)?,
+            dp: zeros(BAND, keys)?,
+            visible: try_vec("workspace", &[BAND, keys])?,
+            capped: zeros(keys, 1)?,
+            sums: zeros(BAND, keys)?,
+            rows: zeros(MAX_LANES, d.max(e))?,
+        })
     }
 
     fn bytes(&self) -> usize {

@@ -3,7 +3,7 @@
 use ndarray::{
     Array2, Array3, Array4, ArrayView3, ArrayView4, ArrayViewMut2, ArrayViewMut3, ArrayViewMut4,
 };
-use tensor_utils::{Element, check_shape, dispatch};
+use tensor_utils::{Element, check_shape, dispatch, try_array};
 
 use crate::batch::Batch;
 use crate::call::{Call, Sizes, check_sizes, invalid};
@@ -84,8 +84,8 @@ pub fn attention<T: Element, M: Mask>(
 ) -> Result<Attention<T>, Error> {
     let (b, h, n, d) = q.dim();
     let e = v.dim().3;
-    let mut o = Array4::default((b, h, n, e));
-    let mut lse = Array3::default((b, h, n));
+    let mut o = try_array("o", (b, h, n, e))?;
+    let mut lse = try_array("lse", (b, h, n))?;
     let mut workspace = Workspace::new(d, e, &Tiling::default())?;
     attention_into(o.view_mut(), lse.view_mut(), q, k, v, options, &mut workspace)?;
     Ok(Attention { o, lse })
@@ -160,8 +160,8 @@ pub fn attention_varlen<T: Element, M: Mask>(
 ) -> Result<AttentionVarlen<T>, Error> {
     let (total, h, d) = q.dim();
     let e = v.dim().2;
-    let mut o = Array3::default((total, h, e));
-    let mut lse = Array2::default((total, h));
+    let mut o = try_array("o", (total, h, e))?;
+    let mut lse = try_array("lse", (total, h))?;
     let workspace = &mut Workspace::new(d, e, &Tiling::default())?;
     let (o_view, lse_view) = (o.view_mut(), lse.view_mut());
     attention_varlen_into(
@@ -247,9 +247,9 @@ fn forward<T: Element, M: Mask, O: Observer<T::Acc>>(
 ) -> Result<(), Error> {
     workspace.check(sizes.d, sizes.e)?;
     let call = Call::new(options, sizes)?;
-    for entry in 0..sizes.batch {
-        let (queries, keys) = batch.lengths(entry);
-        call.check_sequence(entry, queries, keys)?;
+    call.check_sequences(|entry| batch.lengths(entry))?;
+    if outputs.is_empty() {
+        return Ok(());
     }
     let isa = workspace.isa();
     dispatch(isa, Forward { call: &call, batch, outputs, workspace, observer })?;

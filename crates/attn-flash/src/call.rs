@@ -89,13 +89,13 @@ impl<'a, T: Element, M: Mask> Call<'a, T, M> {
         }
         let alibi_slopes = match &options.alibi_slopes {
             None => None,
-            Some(slopes) => Some(slopes.broadcast((batch, heads)).ok_or_else(|| {
-                tensor_utils::ShapeError::NotBroadcastable {
-                    arg: "alibi_slopes",
-                    expected: vec![batch, heads],
-                    got: slopes.shape().to_vec(),
+            Some(slopes) => {
+                if slopes.nrows() != 1 {
+                    check_shape("alibi_slopes", slopes.shape(), &[batch, heads])?;
                 }
-            })?),
+                check_shape("alibi_slopes", slopes.shape(), &[slopes.nrows(), heads])?;
+                slopes.broadcast((batch, heads))
+            }
         };
         if let Some(sinks) = options.sinks {
             check_shape("sinks", &[sinks.len()], &[heads])?;
@@ -117,28 +117,26 @@ impl<'a, T: Element, M: Mask> Call<'a, T, M> {
         })
     }
 
-    /// Checks what depends on the numbers of queries and keys of one batch entry.
+    /// Checks what depends on the numbers of queries and keys of each batch entry, which `lengths`
+    /// gives.
     ///
     /// # Errors
-    /// If the tree or the key length does not fit them.
-    pub fn check_sequence(&self, batch: usize, queries: usize, keys: usize) -> Result<(), Error> {
+    /// If the tree or a key length does not fit them.
+    pub fn check_sequences(&self, lengths: impl Fn(usize) -> (usize, usize)) -> Result<(), Error> {
         if let Some(tree) = self.tree {
-            if tree.len() != queries {
-                let expected = format!("one node for each of the {queries} queries");
-                return Err(invalid("tree", expected, format!("{} nodes", tree.len())));
-            }
-            if tree.len() > keys {
-                let expected = format!("at most as many nodes as keys, {keys}");
-                return Err(invalid("tree", expected, format!("{} nodes", tree.len())));
-            }
+            let Sizes { batch, queries, keys, .. } = self.sizes;
+            // A batch without entries still has lengths.
+            check_tree(tree, queries, keys)?;
+            (0..batch).map(&lengths).try_for_each(|(n, m)| check_tree(tree, n, m))?;
         }
-        match self.key_lengths.map(|lengths| lengths[batch]) {
-            Some(length) if length > keys => {
+        for (batch, &length) in self.key_lengths.unwrap_or(&[]).iter().enumerate() {
+            let (_, keys) = lengths(batch);
+            if length > keys {
                 let expected = format!("at most the {keys} keys of sequence {batch}");
-                Err(invalid("key_lengths", expected, length))
+                return Err(invalid("key_lengths", expected, length));
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// Batch entry `batch` with its own numbers of queries and keys.
@@ -150,6 +148,19 @@ impl<'a, T: Element, M: Mask> Call<'a, T, M> {
         let key_length = self.key_lengths.map_or(keys, |lengths| lengths[batch]);
         Sequence { batch, queries, keys, key_length, offset }
     }
+}
+
+/// Whether the nodes of the tree are the queries, and the last keys.
+fn check_tree(tree: &AncestorMask, queries: usize, keys: usize) -> Result<(), Error> {
+    let got = || format!("{} nodes", tree.len());
+    if tree.len() != queries {
+        let expected = format!("one node for each of the {queries} queries");
+        return Err(invalid("tree", expected, got()));
+    }
+    if tree.len() > keys {
+        return Err(invalid("tree", format!("at most as many nodes as keys, {keys}"), got()));
+    }
+    Ok(())
 }
 
 /// One batch entry of a call.

@@ -29,6 +29,16 @@ pub(crate) enum Outputs<'a, T: Element> {
     Packed { o: ArrayViewMut3<'a, T>, lse: ArrayViewMut2<'a, T::Acc> },
 }
 
+impl<T: Element> Outputs<'_, T> {
+    /// Whether there are no rows.
+    pub(crate) fn is_empty(&self) -> bool {
+        match self {
+            Self::Dense { lse, .. } => lse.is_empty(),
+            Self::Packed { lse, .. } => lse.is_empty(),
+        }
+    }
+}
+
 /// A call, ready to run on any instruction set.
 pub(crate) struct Forward<'a, 'c, 'b, 'o, T: Element, M, O> {
     pub(crate) call: &'a Call<'c, T, M>,

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tensor_utils::{Float, Isa};
+use tensor_utils::{Float, Isa, IsaError, ShapeError, try_vec};
 
 use crate::call::invalid;
 use crate::{Error, Tiling};
@@ -38,7 +38,7 @@ impl<A: Float> Workspace<A> {
     ///
     /// # Errors
     /// [`Error::Option`] if a block of the tiling is 0, [`Error::Isa`] if this machine does not have
-    /// the instruction set.
+    /// the instruction set, [`Error::Shape`] if there is no memory of that size.
     pub fn new(head_size: usize, value_size: usize, tiling: &Tiling) -> Result<Self, Error> {
         for (option, block) in
             [("query_block", tiling.query_block), ("key_block", tiling.key_block)]
@@ -50,16 +50,16 @@ impl<A: Float> Workspace<A> {
         let isa = match tiling.isa {
             None => Isa::active()?,
             Some(isa) if isa.is_available() => isa,
-            Some(isa) => return Err(tensor_utils::IsaError::Unavailable(isa).into()),
+            Some(isa) => return Err(IsaError::Unavailable(isa).into()),
         };
         let tiling = Tiling {
-            key_block: tiling.key_block.next_multiple_of(2 * MAX_LANES),
+            key_block: round_up(tiling.key_block, 2 * MAX_LANES),
             isa: Some(isa),
             ..tiling.clone()
         };
         let slots = (0..rayon::current_num_threads())
-            .map(|_| Mutex::new(Scratch::new(head_size, value_size, &tiling)))
-            .collect();
+            .map(|_| Scratch::new(head_size, value_size, &tiling).map(Mutex::new))
+            .collect::<Result<_, _>>()?;
         Ok(Self { tiling, head_size, value_size, slots })
     }
 
@@ -104,6 +104,11 @@ impl<A: Float> Workspace<A> {
     }
 }
 
+/// `n` rounded up, or too much to be allocated.
+fn round_up(n: usize, multiple: usize) -> usize {
+    n.checked_next_multiple_of(multiple).unwrap_or(usize::MAX)
+}
+
 /// A poisoned slot is as good as any: its contents are overwritten before they are read.
 fn lock<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
@@ -135,23 +140,23 @@ pub(crate) struct Scratch<A> {
 }
 
 impl<A: Float> Scratch<A> {
-    fn new(head_size: usize, value_size: usize, tiling: &Tiling) -> Self {
-        let d = head_size.next_multiple_of(MAX_LANES);
-        let e = value_size.next_multiple_of(MAX_LANES);
+    fn new(head_size: usize, value_size: usize, tiling: &Tiling) -> Result<Self, ShapeError> {
+        let d = round_up(head_size, MAX_LANES);
+        let e = round_up(value_size, MAX_LANES);
         let (rows, keys) = (tiling.query_block, tiling.key_block);
-        let zeros = |len: usize| vec![A::ZERO; len];
-        Self {
-            queries: zeros(rows * d),
-            o: zeros(rows * e),
-            m: zeros(rows),
-            l: zeros(rows),
-            intervals: vec![(0, 0); rows],
-            keys: zeros(keys * d),
-            values: zeros(keys * e),
-            rows: zeros(MAX_LANES * d.max(e)),
-            scores: zeros(MAX_TILE * keys),
-            raw_scores: zeros(MAX_TILE * keys),
-        }
+        let zeros = |height, width| try_vec("workspace", &[height, width]);
+        Ok(Self {
+            queries: zeros(rows, d)?,
+            o: zeros(rows, e)?,
+            m: zeros(rows, 1)?,
+            l: zeros(rows, 1)?,
+            intervals: try_vec("workspace", &[rows])?,
+            keys: zeros(keys, d)?,
+            values: zeros(keys, e)?,
+            rows: zeros(MAX_LANES, d.max(e))?,
+            scores: zeros(MAX_TILE, keys)?,
+            raw_scores: zeros(MAX_TILE, keys)?,
+        })
     }
 
     fn bytes(&self) -> usize {

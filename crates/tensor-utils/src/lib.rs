@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod alloc;
 mod convert;
 mod element;
 mod exp;
@@ -22,7 +23,8 @@ pub use exp::exp_nonpositive_fast;
 pub use float::Float;
 pub use half::{bf16, f16};
 
-// Shapes and their errors.
+// Shapes, their errors, and arrays of them.
+pub use alloc::{try_array, try_vec};
 pub use shape::{ShapeError, broadcast_4d, check_not_empty, check_shape};
 
 // Instruction sets.

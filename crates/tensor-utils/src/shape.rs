@@ -30,6 +30,14 @@ pub enum ShapeError {
         /// The shape that was passed.
         got: Vec<usize>,
     },
+    /// An array that no memory can hold.
+    #[error("there is no memory for `{arg}` of shape {got:?}")]
+    TooLarge {
+        /// The array.
+        arg: &'static str,
+        /// Its shape.
+        got: Vec<usize>,
+    },
     /// An axis that must not be empty is.
     #[error("`{arg}` has shape {got:?}: its {axis} must be at least 1")]
     EmptyAxis {
