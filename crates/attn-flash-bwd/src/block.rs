@@ -6,12 +6,14 @@ use attn_flash::internals::{Call, Sequence};
 use attn_flash::{Coverage, Mask, Tile};
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2};
 use tensor_utils::simd::Simd;
-use tensor_utils::tile::pack::{copy_rows, pack_transposed, panel_depth};
-use tensor_utils::tile::{panel_width, row_stride, tiles};
+use tensor_utils::tile::pack::{
+    copy_rows, pack_columns, pack_transposed, panel_depth, panel_index,
+};
+use tensor_utils::tile::{lanes, panel_width, row_stride, tiles};
 use tensor_utils::{Element, Float};
 
 use crate::products::{
-    add_columns, add_rows, add_visible, dot_rows, softcap_gradient, softmax_gradient,
+    Panels, add_columns, add_rows, add_visible, dot_rows, softcap_gradient, softmax_gradient,
 };
 use crate::workspace::{BAND, Scratch};
 
@@ -94,11 +96,8 @@ impl<S: Simd, T: Element, M: Mask> Head<'_, '_, S, T, M> {
         let v = self.v.slice_axis(ndarray::Axis(0), keys.clone().into());
         pack_transposed(self.simd, k, &mut scratch.keys_transposed, &mut scratch.rows);
         pack_transposed(self.simd, v, &mut scratch.values_transposed, &mut scratch.rows);
-        // Rows past the last key are multiplied by weights of 0: they must be finite.
-        let d = self.d();
-        let padded = keys.len().next_multiple_of(panel_width::<S, T::Acc>());
-        scratch.keys[keys.len() * d..padded * d].fill(T::Acc::ZERO);
-        copy_rows(self.simd, k, self.call.scale, &mut scratch.keys, d)
+        let (scale, capacity) = (self.call.scale, self.key_block);
+        pack_columns(self.simd, k, scale, &mut scratch.keys, capacity, &mut scratch.rows)
     }
 
     /// Computes `P` and `dS` of a band against a packed block of keys, `delta` being that of the
@@ -247,27 +246,33 @@ impl<S: Simd, T: Element, M: Mask> Head<'_, '_, S, T, M> {
         let (d, stride) = (self.d(), self.key_block);
         load_rows(dq.view(), &mut scratch.dq, d);
         let columns = band.columns.clone();
+        let keys = Panels {
+            panels: &scratch.keys,
+            columns: self.call.sizes.d.next_multiple_of(lanes::<S, T::Acc>()),
+            capacity: stride,
+        };
         for (first, height) in tiles::<S, T::Acc>(band.rows.len()) {
             let out = &mut scratch.dq[first * d..];
             if band.finite {
-                let ds = &scratch.dp[first * stride + columns.start..];
-                let k = &scratch.keys[columns.start * d..];
-                let depth = columns.len();
+                let (simd, rows) = (self.simd, columns.clone());
+                let ds = &scratch.dp[first * stride..];
                 match height {
-                    12 => add_rows::<S, T::Acc, 12>(self.simd, depth, ds, stride, k, out, d),
-                    6 => add_rows::<S, T::Acc, 6>(self.simd, depth, ds, stride, k, out, d),
-                    4 => add_rows::<S, T::Acc, 4>(self.simd, depth, ds, stride, k, out, d),
-                    2 => add_rows::<S, T::Acc, 2>(self.simd, depth, ds, stride, k, out, d),
-                    _ => add_rows::<S, T::Acc, 1>(self.simd, depth, ds, stride, k, out, d),
+                    12 => add_rows::<S, T::Acc, 12>(simd, rows, ds, stride, keys, out, d),
+                    6 => add_rows::<S, T::Acc, 6>(simd, rows, ds, stride, keys, out, d),
+                    4 => add_rows::<S, T::Acc, 4>(simd, rows, ds, stride, keys, out, d),
+                    2 => add_rows::<S, T::Acc, 2>(simd, rows, ds, stride, keys, out, d),
+                    _ => add_rows::<S, T::Acc, 1>(simd, rows, ds, stride, keys, out, d),
                 }
                 continue;
             }
+            let width = panel_width::<S, T::Acc>();
+            let index = |j, column| panel_index(column, j, keys.columns, keys.capacity, width);
             for i in first..first + height {
-                let terms = columns.clone().map(|j| {
-                    let pair = i * stride + j;
-                    (scratch.visible[pair], scratch.dp[pair], &scratch.keys[j * d..][..d])
-                });
-                add_visible(self.simd, terms, &mut scratch.dq[i * d..][..d]);
+                let pair = |j: usize| i * stride + j;
+                let terms =
+                    columns.clone().map(|j| (scratch.visible[pair(j)], scratch.dp[pair(j)], j));
+                let out = &mut scratch.dq[i * d..][..keys.columns];
+                add_visible(self.simd, terms, keys.panels, index, out);
             }
         }
         store_rows(&scratch.dq, d, dq.view_mut());
@@ -287,10 +292,10 @@ impl<S: Simd, T: Element, M: Mask> Head<'_, '_, S, T, M> {
         for j in band.columns.clone() {
             let Scratch { scores, dp, queries, d_o, dk, dv, visible, .. } = scratch;
             let pair = |i: usize| i * stride + j;
-            let terms = (0..rows).map(|i| (visible[pair(i)], scores[pair(i)], &d_o[i * e..][..e]));
-            add_visible(simd, terms, &mut dv[j * e..][..e]);
-            let terms = (0..rows).map(|i| (visible[pair(i)], dp[pair(i)], &queries[i * d..][..d]));
-            add_visible(simd, terms, &mut dk[j * d..][..d]);
+            let terms = (0..rows).map(|i| (visible[pair(i)], scores[pair(i)], i));
+            add_visible(simd, terms, d_o, |i, column| i * e + column, &mut dv[j * e..][..e]);
+            let terms = (0..rows).map(|i| (visible[pair(i)], dp[pair(i)], i));
+            add_visible(simd, terms, queries, |i, column| i * d + column, &mut dk[j * d..][..d]);
         }
     }
 }

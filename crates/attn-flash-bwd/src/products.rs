@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use tensor_utils::Float;
 use tensor_utils::simd::{Select, Simd, SimdBase, SimdFloat, SimdFrom};
+use tensor_utils::tile::pack::panel_index;
 use tensor_utils::tile::{lanes, load, panel_width, product_columns, product_rows, store, tiles};
 
 /// `out[i, j] = a_i . b_j` for the columns of whole panels `columns` of `panels`, packed by
@@ -27,7 +28,7 @@ pub(crate) fn dot_rows<S: Simd, A: Float, const ROWS: usize>(
             let width = panel_width::<S, A>();
             for column in columns.step_by(width) {
                 let panel = &panels[column * depth..][..depth * width];
-                let sums = product_rows::<S, A, ROWS, 2>(simd, depth, a, a_stride, panel, width);
+                let sums = product_rows::<S, A, ROWS, 2>(simd, depth, a, a_stride, panel);
                 for i in 0..ROWS {
                     store::<S, A, 2>(&sums[i], &mut out[i * out_stride + column..][..width]);
                 }
@@ -36,30 +37,44 @@ pub(crate) fn dot_rows<S: Simd, A: Float, const ROWS: usize>(
     )
 }
 
-/// `out_i += sum_j a[i, j] b_j` for `depth` rows `b_j`, `stride` apart, as wide as `out_i`.
+/// Rows packed by `pack_columns`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Panels<'a, A> {
+    pub(crate) panels: &'a [A],
+    /// Columns of a row, rounded up to lanes.
+    pub(crate) columns: usize,
+    /// Rows that a panel has room for.
+    pub(crate) capacity: usize,
+}
+
+/// `out_i += sum_j a[i, j] b_j` for the rows `rows` of `b`; `a[i, j]` is at `i * a_stride + j`.
 pub(crate) fn add_rows<S: Simd, A: Float, const ROWS: usize>(
     simd: S,
-    depth: usize,
+    rows: Range<usize>,
     a: &[A],
     a_stride: usize,
-    b: &[A],
+    b: Panels<'_, A>,
     out: &mut [A],
-    stride: usize,
+    out_stride: usize,
 ) {
     simd.vectorize(
         #[inline(always)]
         || {
+            let (depth, a) = (rows.len(), &a[rows.start..]);
             let width = panel_width::<S, A>();
-            let whole = stride / width * width;
+            let panel = |column: usize| {
+                let width =
+                    panel_index(column, 1, b.columns, b.capacity, width) - column * b.capacity;
+                &b.panels[column * b.capacity + rows.start * width..]
+            };
+            let whole = b.columns / width * width;
             for column in (0..whole).step_by(width) {
-                let b = &b[column..];
-                let sums = product_rows::<S, A, ROWS, 2>(simd, depth, a, a_stride, b, stride);
-                add_to_rows(simd, &sums, &mut out[column..], stride);
+                let sums = product_rows::<S, A, ROWS, 2>(simd, depth, a, a_stride, panel(column));
+                add_to_rows(simd, &sums, &mut out[column..], out_stride);
             }
-            if whole < stride {
-                let b = &b[whole..];
-                let sums = product_rows::<S, A, ROWS, 1>(simd, depth, a, a_stride, b, stride);
-                add_to_rows(simd, &sums, &mut out[whole..], stride);
+            if whole < b.columns {
+                let sums = product_rows::<S, A, ROWS, 1>(simd, depth, a, a_stride, panel(whole));
+                add_to_rows(simd, &sums, &mut out[whole..], out_stride);
             }
         },
     )
@@ -137,22 +152,24 @@ fn add_to_rows<S: Simd, A: Float, const ROWS: usize, const VECTORS: usize>(
 }
 
 /// `out += sum of weight * row` over the pairs that are visible: one row of a product in which NaN
-/// or infinity must not reach those who do not see it. Adds in the order of the tiles above.
-pub(crate) fn add_visible<'a, S: Simd, A: Float>(
+/// or infinity must not reach those who do not see it. `terms` are (visible, weight, row), and
+/// `index(row, column)` says where in `b` a vector of a row is. Adds in the order of the tiles above.
+pub(crate) fn add_visible<S: Simd, A: Float>(
     simd: S,
-    terms: impl Iterator<Item = (bool, A, &'a [A])> + Clone,
+    terms: impl Iterator<Item = (bool, A, usize)> + Clone,
+    b: &[A],
+    index: impl Fn(usize, usize) -> usize,
     out: &mut [A],
 ) {
     simd.vectorize(
         #[inline(always)]
         || {
-            for (column, out) in
-                (0..).step_by(lanes::<S, A>()).zip(out.chunks_exact_mut(lanes::<S, A>()))
-            {
+            let lanes = lanes::<S, A>();
+            for (column, out) in (0..).step_by(lanes).zip(out.chunks_exact_mut(lanes)) {
                 let mut sum = A::Vector::<S>::simd_from(simd, A::ZERO);
                 for (visible, weight, row) in terms.clone() {
                     if visible {
-                        let [row] = load::<S, A, 1>(simd, &row[column..]);
+                        let [row] = load::<S, A, 1>(simd, &b[index(row, column)..]);
                         sum = A::Vector::<S>::simd_from(simd, weight).mul_add(row, sum);
                     }
                 }

@@ -173,7 +173,7 @@ pub(crate) struct Scratch<A> {
     pub(crate) keys_transposed: Vec<A>,
     /// Values of a block, transposed.
     pub(crate) values_transposed: Vec<A>,
-    /// Keys of a block times the scale, in rows.
+    /// Keys of a block times the scale, packed by columns.
     pub(crate) keys: Vec<A>,
     /// Sums for the keys of a block.
     pub(crate) dk: Vec<A>,

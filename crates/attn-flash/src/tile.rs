@@ -7,9 +7,8 @@ use std::ops::Range;
 
 use tensor_utils::Float;
 use tensor_utils::simd::{Simd, SimdBase, SimdFloat, SimdFrom};
-use tensor_utils::tile::{
-    lanes, load, pack::panel_depth, panel_width, product_rows, row_stride, store,
-};
+use tensor_utils::tile::pack::{panel_depth, panel_index};
+use tensor_utils::tile::{lanes, load, panel_width, product_rows, row_stride, store};
 
 /// A packed block of keys and values.
 #[derive(Debug, Clone, Copy)]
@@ -55,8 +54,7 @@ pub(crate) fn score_tile<S: Simd, A: Float, const ROWS: usize>(
             let mut maxima = no_maxima::<S, A, ROWS>(simd);
             for column in columns.step_by(width) {
                 let panel = &block.keys[column * depth..][..depth * width];
-                let sums =
-                    product_rows::<S, A, ROWS, 2>(simd, depth, queries, stride, panel, width);
+                let sums = product_rows::<S, A, ROWS, 2>(simd, depth, queries, stride, panel);
                 for i in 0..ROWS {
                     store::<S, A, 2>(&sums[i], &mut scores[i * block.capacity + column..][..width]);
                     maxima[i] = sums[i][0].max(sums[i][1]).max(maxima[i]);
@@ -197,7 +195,7 @@ fn add_values<S: Simd, A: Float, const ROWS: usize, const VECTORS: usize>(
 ) {
     let width = VECTORS * lanes::<S, A>();
     let (keys, stride) = (panel.len() / width, block.capacity);
-    let sums = product_rows::<S, A, ROWS, VECTORS>(simd, keys, weights, stride, panel, width);
+    let sums = product_rows::<S, A, ROWS, VECTORS>(simd, keys, weights, stride, panel);
     for i in 0..ROWS {
         let o = &mut o[i * block.e + column..][..width];
         let old = load::<S, A, VECTORS>(simd, o);
@@ -228,12 +226,10 @@ pub(crate) fn value_row<S: Simd, A: Float>(
             let (lanes, width) = (lanes::<S, A>(), panel_width::<S, A>());
             let correction = A::Vector::<S>::simd_from(simd, correction);
             for (column, out) in (0..).step_by(lanes).zip(o[..block.e].chunks_exact_mut(lanes)) {
-                let panel = column / width * width;
-                let panel_width = width.min(block.e - panel);
                 let mut sum = A::Vector::<S>::simd_from(simd, A::ZERO);
                 for j in columns.clone() {
                     if scores[j] != A::NEG_INFINITY {
-                        let at = panel * block.capacity + j * panel_width + column % width;
+                        let at = panel_index(column, j, block.e, block.capacity, width);
                         let [v] = load::<S, A, 1>(simd, &block.values[at..]);
                         sum = A::Vector::<S>::simd_from(simd, weights[j]).mul_add(v, sum);
                     }

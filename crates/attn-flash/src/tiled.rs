@@ -191,7 +191,8 @@ impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
         let v = inputs.v.index_axis(Axis(0), part.key_head);
         let v = v.slice_axis(Axis(0), keys.clone().into());
         pack_transposed(simd, k, &mut scratch.keys, &mut scratch.rows);
-        pack_columns(simd, v, &mut scratch.values, inputs.key_block, &mut scratch.rows)
+        let one = T::Acc::ONE;
+        pack_columns(simd, v, one, &mut scratch.values, inputs.key_block, &mut scratch.rows)
     }
 
     /// Adds one block of keys to the rows of one tile.

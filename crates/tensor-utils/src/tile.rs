@@ -64,24 +64,24 @@ pub fn tiles<S: Simd, A: Float>(rows: usize) -> impl Iterator<Item = (usize, usi
 
 /// `sums[i] = sum_k a[i, k] b[k]` for row-major `a`.
 ///
-/// `a[i, k]` is at `i * a_stride + k`, the vectors of `b[k]` at `k * b_stride`. `depth` and
-/// `a_stride` are multiples of [`UNROLL`].
+/// `a[i, k]` is at `i * a_stride + k`, the vectors of `b[k]` at `k * VECTORS * lanes`: a panel.
+/// `depth` and `a_stride` are multiples of [`UNROLL`].
 #[inline(always)]
 pub fn product_rows<S: Simd, A: Float, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     depth: usize,
     a: &[A],
     a_stride: usize,
-    b: &[A],
-    b_stride: usize,
+    panel: &[A],
 ) -> Sums<S, A, ROWS, VECTORS> {
     debug_assert!(depth.is_multiple_of(UNROLL) && a_stride.is_multiple_of(UNROLL));
     let (a, _) = a.as_chunks::<UNROLL>();
     let mut sums = [[A::Vector::<S>::simd_from(simd, A::ZERO); VECTORS]; ROWS];
-    for chunk in 0..depth / UNROLL {
+    let width = VECTORS * lanes::<S, A>();
+    for (chunk, b) in panel[..depth * width].chunks_exact(UNROLL * width).enumerate() {
         let rows: [&[A; UNROLL]; ROWS] = array::from_fn(|i| &a[i * a_stride / UNROLL + chunk]);
         for u in 0..UNROLL {
-            let b = load::<S, A, VECTORS>(simd, &b[(chunk * UNROLL + u) * b_stride..]);
+            let b = load::<S, A, VECTORS>(simd, &b[u * width..]);
             for i in 0..ROWS {
                 let a = A::Vector::<S>::simd_from(simd, rows[i][u]);
                 for c in 0..VECTORS {

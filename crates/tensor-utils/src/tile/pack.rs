@@ -51,11 +51,13 @@ pub fn copy_rows<S: Simd, T: Element>(
     )
 }
 
-/// Packs rows into panels with room for `capacity` rows each, up to a multiple of the panel width.
+/// Packs rows, times `scale`, into panels with room for `capacity` rows each, up to a multiple of the
+/// panel width.
 /// `scratch` holds the columns rounded up to lanes. Returns whether all elements are finite.
 pub fn pack_columns<S: Simd, T: Element>(
     simd: S,
     rows: ArrayView2<'_, T>,
+    scale: T::Acc,
     panels: &mut [T::Acc],
     capacity: usize,
     scratch: &mut [T::Acc],
@@ -76,14 +78,28 @@ pub fn pack_columns<S: Simd, T: Element>(
                 for (column, chunk) in (0..).step_by(lanes).zip(row.chunks_exact(lanes)) {
                     let vector = <T::Acc as Float>::Vector::<S>::from_slice(simd, chunk);
                     not_finite = vector.mul_add(zero, not_finite);
-                    let panel = column / width * width;
-                    let at = panel * capacity + i * width.min(padded - panel) + column % width;
-                    vector.store_slice(&mut panels[at..][..lanes]);
+                    let at = panel_index(column, i, padded, capacity, width);
+                    (vector * scale).store_slice(&mut panels[at..][..lanes]);
                 }
             }
             all_zero(simd, not_finite)
         },
     )
+}
+
+/// Where [`pack_columns`] puts column `column` of row `row`: `columns` is their number rounded up to
+/// lanes, `width` that of a panel.
+#[inline(always)]
+pub const fn panel_index(
+    column: usize,
+    row: usize,
+    columns: usize,
+    capacity: usize,
+    width: usize,
+) -> usize {
+    let panel = column / width * width;
+    let own_width = if columns - panel < width { columns - panel } else { width };
+    panel * capacity + row * own_width + column % width
 }
 
 /// Packs the transpose of some rows into panels of [`panel_depth`]; `scratch` holds [`lanes`] rows
