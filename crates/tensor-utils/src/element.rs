@@ -52,6 +52,9 @@ pub trait Element: Copy + Debug + Default + PartialEq + Send + Sync + 'static {
         view: ArrayViewMut<'_, Self, D>,
     ) -> Result<ArrayViewMut<'_, Self::Acc, D>, ArrayViewMut<'_, Self, D>>;
 
+    /// The slice itself if this type is its own compute type.
+    fn as_acc_slice(slice: &[Self]) -> Option<&[Self::Acc]>;
+
     /// See the function [`widen`](crate::widen).
     #[doc(hidden)]
     #[inline(always)]
@@ -104,6 +107,11 @@ impl Element for f32 {
     }
 
     #[inline(always)]
+    fn as_acc_slice(slice: &[Self]) -> Option<&[f32]> {
+        Some(slice)
+    }
+
+    #[inline(always)]
     fn as_acc_mut<D: Dimension>(
         view: ArrayViewMut<'_, Self, D>,
     ) -> Result<ArrayViewMut<'_, f32, D>, ArrayViewMut<'_, Self, D>> {
@@ -141,6 +149,11 @@ impl Element for f64 {
     #[inline(always)]
     fn bits(self) -> u64 {
         self.to_bits()
+    }
+
+    #[inline(always)]
+    fn as_acc_slice(slice: &[Self]) -> Option<&[f64]> {
+        Some(slice)
     }
 
     #[inline(always)]
@@ -192,6 +205,11 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
+    fn as_acc_slice(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+
+    #[inline(always)]
     fn as_acc_mut<D: Dimension>(
         view: ArrayViewMut<'_, Self, D>,
     ) -> Result<ArrayViewMut<'_, f32, D>, ArrayViewMut<'_, Self, D>> {
@@ -229,6 +247,11 @@ impl Element for f16 {
     #[inline(always)]
     fn bits(self) -> u64 {
         u64::from(self.to_bits())
+    }
+
+    #[inline(always)]
+    fn as_acc_slice(_: &[Self]) -> Option<&[f32]> {
+        None
     }
 
     #[inline(always)]

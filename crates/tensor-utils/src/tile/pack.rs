@@ -71,10 +71,17 @@ pub fn pack_columns<S: Simd, T: Element>(
             let padded = columns.next_multiple_of(lanes);
             let zero = <T::Acc as Float>::Vector::<S>::simd_from(simd, T::Acc::ZERO);
             let mut not_finite = zero;
+            let whole = whole_rows(&rows, padded);
             for i in 0..count.next_multiple_of(width) {
-                let row = &mut scratch[..padded];
-                let filled = if i < count { widen_row(rows.row(i), row) } else { 0 };
-                row[filled..].fill(T::Acc::ZERO);
+                let row = match whole {
+                    Some(whole) if i < count => &whole[i * padded..][..padded],
+                    _ => {
+                        let row = &mut scratch[..padded];
+                        let filled = if i < count { widen_row(rows.row(i), row) } else { 0 };
+                        row[filled..].fill(T::Acc::ZERO);
+                        row
+                    }
+                };
                 for (column, chunk) in (0..).step_by(lanes).zip(row.chunks_exact(lanes)) {
                     let vector = <T::Acc as Float>::Vector::<S>::from_slice(simd, chunk);
                     not_finite = vector.mul_add(zero, not_finite);
@@ -103,13 +110,13 @@ pub const fn panel_index(
 }
 
 /// Packs the transpose of some rows into panels of [`panel_depth`]; `scratch` holds [`lanes`] rows
-/// of the columns rounded up to lanes. Returns whether all elements are finite.
+/// of the columns rounded up to lanes.
 pub fn pack_transposed<S: Simd, T: Element>(
     simd: S,
     rows: ArrayView2<'_, T>,
     panels: &mut [T::Acc],
     scratch: &mut [T::Acc],
-) -> bool {
+) {
     simd.vectorize(
         #[inline(always)]
         || {
@@ -118,22 +125,24 @@ pub fn pack_transposed<S: Simd, T: Element>(
             let width = panel_width::<S, T::Acc>();
             let padded = columns.next_multiple_of(lanes);
             let depth = panel_depth(columns);
-            let zero = <T::Acc as Float>::Vector::<S>::simd_from(simd, T::Acc::ZERO);
-            let mut not_finite = zero;
+            let whole = whole_rows(&rows, padded);
             for first in (0..count.next_multiple_of(width)).step_by(lanes) {
-                for (i, row) in scratch.chunks_exact_mut(padded).take(lanes).enumerate() {
-                    let exists = first + i < count;
-                    let filled = if exists { widen_row(rows.row(first + i), row) } else { 0 };
-                    row[filled..].fill(T::Acc::ZERO);
-                    for chunk in row.chunks_exact(lanes) {
-                        let vector = <T::Acc as Float>::Vector::<S>::from_slice(simd, chunk);
-                        not_finite = vector.mul_add(zero, not_finite);
+                let from = match whole {
+                    Some(whole) if first + lanes <= count => &whole[first * padded..],
+                    _ => {
+                        for (i, row) in scratch.chunks_exact_mut(padded).take(lanes).enumerate() {
+                            let exists = first + i < count;
+                            let filled =
+                                if exists { widen_row(rows.row(first + i), row) } else { 0 };
+                            row[filled..].fill(T::Acc::ZERO);
+                        }
+                        &*scratch
                     }
-                }
+                };
                 let panel = &mut panels[first / width * depth * width..][..depth * width];
                 let squares = panel.chunks_mut(lanes * width).zip((0..).step_by(lanes));
                 for (out, column) in squares {
-                    let (from, to) = (&scratch[column..], &mut out[first % width..]);
+                    let (from, to) = (&from[column..], &mut out[first % width..]);
                     match lanes {
                         16 => transpose::<S, T::Acc, 16>(simd, from, padded, to, width),
                         8 => transpose::<S, T::Acc, 8>(simd, from, padded, to, width),
@@ -142,9 +151,15 @@ pub fn pack_transposed<S: Simd, T: Element>(
                     }
                 }
             }
-            all_zero(simd, not_finite)
         },
     )
+}
+
+/// The rows as one slice, if they lie one after the other in the compute type and need no padding:
+/// then they need no copy.
+#[inline(always)]
+fn whole_rows<'a, T: Element>(rows: &'a ArrayView2<'_, T>, padded: usize) -> Option<&'a [T::Acc]> {
+    rows.as_slice().filter(|_| rows.ncols() == padded).and_then(T::as_acc_slice)
 }
 
 /// Transposes the `L` x `L` square at the start of `rows` to the start of `out`, as many rows as
