@@ -142,7 +142,13 @@ pub fn pack_transposed<S: Simd, T: Element>(
                 let panel = &mut panels[first / width * depth * width..][..depth * width];
                 let squares = panel.chunks_mut(lanes * width).zip((0..).step_by(lanes));
                 for (out, column) in squares {
-                    let (from, to) = (&from[column..], &mut out[first % width..]);
+                    let to = &mut out[first % width..];
+                    if column >= padded {
+                        // With two lanes the panel is deeper than the padded rows.
+                        to.chunks_mut(width).for_each(|row| row[..lanes].fill(T::Acc::ZERO));
+                        continue;
+                    }
+                    let from = &from[column..];
                     match lanes {
                         16 => transpose::<S, T::Acc, 16>(simd, from, padded, to, width),
                         8 => transpose::<S, T::Acc, 8>(simd, from, padded, to, width),
@@ -212,5 +218,93 @@ pub fn narrow_row<T: Element>(row: &[T::Acc], mut to: ArrayViewMut1<'_, T>) {
     match to.as_slice_mut() {
         Some(to) => narrow(&row[..to.len()], to),
         None => to.iter_mut().zip(row).for_each(|(to, &x)| *to = T::from_acc(x)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array2, s};
+
+    use super::*;
+    use crate::{Isa, Kernel, dispatch};
+
+    /// Packs `rows` in each way into buffers full of NaN and checks every place that is read.
+    struct Check<'a>(ArrayView2<'a, f64>);
+
+    impl Kernel for Check<'_> {
+        type Output = ();
+
+        fn run<S: Simd>(self, simd: S) {
+            let rows = self.0;
+            let (count, columns) = rows.dim();
+            let (lanes, width) = (lanes::<S, f64>(), panel_width::<S, f64>());
+            let padded = columns.next_multiple_of(lanes);
+            let capacity = count.next_multiple_of(width);
+            let at = |i: usize, j: usize| rows.get((i, j)).copied().unwrap_or(0.0);
+            let mut scratch = vec![f64::NAN; lanes * (padded + 16)];
+
+            let depth = panel_depth(columns);
+            let mut panels = vec![f64::NAN; capacity * depth];
+            pack_transposed(simd, rows, &mut panels, &mut scratch);
+            for (place, got) in panels.into_iter().enumerate() {
+                let (panel, within) = (place / (depth * width), place % (depth * width));
+                assert_eq!(got, at(panel * width + within % width, within / width));
+            }
+
+            let mut panels = vec![f64::NAN; capacity * padded];
+            assert!(pack_columns(simd, rows, 2.0, &mut panels, capacity, &mut scratch));
+            for i in 0..capacity {
+                for j in 0..padded {
+                    let place = panel_index(j, i, padded, capacity, width);
+                    assert_eq!(panels[place], 2.0 * at(i, j), "row {i}, column {j}");
+                }
+            }
+
+            let stride = crate::tile::row_stride::<S, f64>(columns);
+            let mut copy = vec![f64::NAN; count * stride];
+            assert!(copy_rows(simd, rows, 2.0, &mut copy, stride));
+            for (place, got) in copy.into_iter().enumerate() {
+                assert_eq!(got, 2.0 * at(place / stride, place % stride));
+            }
+        }
+    }
+
+    #[test]
+    fn every_place_that_is_read_is_written() {
+        for count in [0, 1, 7, 16, 33] {
+            for columns in [1, 2, 3, 5, 16, 17, 40] {
+                let rows =
+                    Array2::from_shape_fn((count, 2 * columns), |(i, j)| (1 + i * 100 + j) as f64);
+                for isa in Isa::available() {
+                    let own = rows.slice(s![.., ..columns]).to_owned();
+                    dispatch(isa, Check(own.view())).unwrap();
+                    dispatch(isa, Check(rows.slice(s![.., ..;2]))).unwrap();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_noticed() {
+        struct Finite(f64);
+        impl Kernel for Finite {
+            type Output = [bool; 2];
+            fn run<S: Simd>(self, simd: S) -> [bool; 2] {
+                let mut rows = Array2::zeros((5, 9));
+                rows[[4, 8]] = self.0;
+                let mut buffer = vec![0.0; 1024];
+                let mut scratch = vec![0.0; 1024];
+                [
+                    copy_rows(simd, rows.view(), 1.0, &mut buffer, 16),
+                    pack_columns(simd, rows.view(), 1.0, &mut buffer, 32, &mut scratch),
+                ]
+            }
+        }
+        for isa in Isa::available() {
+            assert_eq!(dispatch(isa, Finite(f64::MAX)).unwrap(), [true; 2]);
+            for x in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                assert_eq!(dispatch(isa, Finite(x)).unwrap(), [false; 2]);
+            }
+        }
     }
 }
