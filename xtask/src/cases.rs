@@ -6,6 +6,7 @@
 //! [`KERNELS`].
 
 mod attn_flash;
+mod attn_flash_bwd;
 mod check;
 mod file;
 mod inputs;
@@ -39,8 +40,10 @@ pub(crate) struct Kernel {
 }
 
 /// Every kernel that has an adapter.
-const KERNELS: &[Kernel] =
-    &[Kernel { name: "attn-flash", package: "attn-flash", run: attn_flash::run }];
+const KERNELS: &[Kernel] = &[
+    Kernel { name: "attn-flash", package: "attn-flash", run: attn_flash::run },
+    Kernel { name: "attn-flash-bwd", package: "attn-flash-bwd", run: attn_flash_bwd::run },
+];
 
 /// What came of a case that could be run.
 pub(crate) struct Checked {

@@ -32,47 +32,71 @@ pub(super) fn run(inputs: &mut Inputs<'_>) -> Result<Vec<Output>> {
 }
 
 fn run_as<T: Element<Acc: Stored> + Stored>(inputs: &mut Inputs<'_>) -> Result<Vec<Output>> {
-    let params: Params = inputs.params()?;
-    let q: Array4<T> = inputs.array("q")?;
-    let k: Array4<T> = inputs.array("k")?;
-    let v: Array4<T> = inputs.array("v")?;
-    let (batch, heads, queries, _) = q.dim();
-    let keys = k.dim().2;
-    let pair_shapes: [&[usize]; 2] = [&[queries, keys], &[batch, heads, queries, keys]];
-
-    let bias: Option<ArrayD<T>> = inputs.optional_widened::<T, IxDyn>("bias")?;
-    if let Some(bias) = &bias {
-        expect_shape("bias", bias, &pair_shapes)?;
-    }
-    let mask = inputs.optional_booleans("mask")?;
-    if let Some(mask) = &mask {
-        expect_shape("mask", mask, &pair_shapes)?;
-    }
-    let key_lengths = inputs.optional::<i64, Ix1>("kv_len")?.map(lengths).transpose()?;
-    let sinks = inputs.optional_widened::<T::Acc, Ix1>("sink")?.map(|sinks| sinks.to_vec());
-    let tree = match inputs.optional::<i64, Ix1>("tree_parents")? {
-        Some(parents) => {
-            expect_shape("tree_parents", &parents.clone().into_dyn(), &[&[queries]])?;
-            let tree = AncestorMask::from_parents(&parents.to_vec());
-            Some(tree.context("`in.tree_parents` is not a tree")?)
-        }
-        None => None,
-    };
-
-    let options = Options {
-        scale: params.scale,
-        causal: params.causal,
-        window: window(&params)?,
-        softcap: params.softcap,
-        bias: bias.as_ref().map(|bias| bias.view()),
-        mask: mask.as_ref().map(|mask| mask.view()),
-        key_lengths: key_lengths.as_deref(),
-        sinks: sinks.as_deref(),
-        tree: tree.as_ref(),
-        ..Options::default()
-    };
-    let result = attention(q.view(), k.view(), v.view(), &options)?;
+    let case = AttentionCase::<T>::read(inputs)?;
+    let result = attention(case.q.view(), case.k.view(), case.v.view(), &case.options())?;
     Ok(vec![Output::new("o", result.o), Output::new("lse", result.lse)])
+}
+
+/// The inputs that the forward and the backward pass have in common.
+pub(super) struct AttentionCase<T: Element> {
+    pub(super) q: Array4<T>,
+    pub(super) k: Array4<T>,
+    pub(super) v: Array4<T>,
+    params: Params,
+    window: Window,
+    bias: Option<ArrayD<T>>,
+    mask: Option<ArrayD<bool>>,
+    key_lengths: Option<Vec<usize>>,
+    sinks: Option<Vec<T::Acc>>,
+    tree: Option<AncestorMask>,
+}
+
+impl<T: Element<Acc: Stored> + Stored> AttentionCase<T> {
+    pub(super) fn read(inputs: &mut Inputs<'_>) -> Result<Self> {
+        let params: Params = inputs.params()?;
+        let q: Array4<T> = inputs.array("q")?;
+        let k: Array4<T> = inputs.array("k")?;
+        let v: Array4<T> = inputs.array("v")?;
+        let (batch, heads, queries, _) = q.dim();
+        let keys = k.dim().2;
+        let pair_shapes: [&[usize]; 2] = [&[queries, keys], &[batch, heads, queries, keys]];
+
+        let bias: Option<ArrayD<T>> = inputs.optional_widened::<T, IxDyn>("bias")?;
+        if let Some(bias) = &bias {
+            expect_shape("bias", bias, &pair_shapes)?;
+        }
+        let mask = inputs.optional_booleans("mask")?;
+        if let Some(mask) = &mask {
+            expect_shape("mask", mask, &pair_shapes)?;
+        }
+        let key_lengths = inputs.optional::<i64, Ix1>("kv_len")?.map(lengths).transpose()?;
+        let sinks = inputs.optional_widened::<T::Acc, Ix1>("sink")?.map(|sinks| sinks.to_vec());
+        let tree = match inputs.optional::<i64, Ix1>("tree_parents")? {
+            Some(parents) => {
+                expect_shape("tree_parents", &parents.clone().into_dyn(), &[&[queries]])?;
+                let tree = AncestorMask::from_parents(&parents.to_vec());
+                Some(tree.context("`in.tree_parents` is not a tree")?)
+            }
+            None => None,
+        };
+        let window = window(&params)?;
+        Ok(Self { q, k, v, params, window, bias, mask, key_lengths, sinks, tree })
+    }
+
+    pub(super) fn options(&self) -> Options<'_, T> {
+        Options {
+            scale: self.params.scale,
+            causal: self.params.causal,
+            window: self.window,
+            softcap: self.params.softcap,
+            bias: self.bias.as_ref().map(|bias| bias.view()),
+            mask: self.mask.as_ref().map(|mask| mask.view()),
+            key_lengths: self.key_lengths.as_deref(),
+            sinks: self.sinks.as_deref(),
+            tree: self.tree.as_ref(),
+            ..Options::default()
+        }
+    }
 }
 
 /// A case's window of `w` keys reaches `w - 1` to the left and, unless the mask is causal, to the
