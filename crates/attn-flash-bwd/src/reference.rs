@@ -207,7 +207,11 @@ fn plain<T: Element, A: Float, M: Mask>(
             }
         }
         if let (Some(dsinks), Some(sinks)) = (&mut g.dsinks, options.sinks) {
-            dsinks[h] += -Float::exp(number(sinks[h].to_f64()) - lse) * delta;
+            let sink = number(sinks[h].to_f64());
+            // A sink of -inf is none.
+            if sink != A::NEG_INFINITY {
+                dsinks[h] += -Float::exp(sink - lse) * delta;
+            }
         }
     }
     Ok(g)

@@ -14,7 +14,7 @@ use common::{
     Broadcast, ByName, Call, Features, Output, Setting, Sizes, check_gradients, check_same, combine,
 };
 use ndarray::{Array3, Array4, ArrayView4, Axis, Slice};
-use tensor_utils::testing::{ErrorRatios, Guarded, Poison, Seeded, error_ratio};
+use tensor_utils::testing::{ErrorRatios, Guarded, Poison, Seeded, check_same_bits, error_ratio};
 use tensor_utils::{Element, bf16, f16};
 
 /// Compares one call on every tiling and instruction set with the reference.
@@ -214,6 +214,21 @@ fn zero_gradient_of_the_lse() {
             want.delta += 0.0;
             call.d_lse = Some(Array3::zeros(call.lse.dim()));
             check_same(&call.run(&tiling), &want).unwrap();
+        }
+    }
+}
+
+/// What comes in through the lse is no part of the delta that comes out.
+#[test]
+fn delta_without_gradient_of_the_lse() {
+    let mut call = Call::<f32>::new(FEW_SIZES[1], &Features::default(), 1);
+    for tiling in common::tilings() {
+        call.d_lse = None;
+        let want = call.run(&tiling).delta;
+        for d_lse in [1e9, f32::INFINITY, f32::NAN] {
+            call.d_lse = Some(Array3::from_elem(call.lse.dim(), d_lse));
+            check_same_bits(&call.run(&tiling).delta, &want)
+                .unwrap_or_else(|error| panic!("{d_lse}: {error} {tiling:?}"));
         }
     }
 }
