@@ -10,6 +10,7 @@ mod attn_flash_bwd;
 mod check;
 mod file;
 mod inputs;
+mod layernorm_bwd;
 mod tensor;
 
 use std::any::Any;
@@ -43,6 +44,7 @@ pub(crate) struct Kernel {
 const KERNELS: &[Kernel] = &[
     Kernel { name: "attn-flash", package: "attn-flash", run: attn_flash::run },
     Kernel { name: "attn-flash-bwd", package: "attn-flash-bwd", run: attn_flash_bwd::run },
+    Kernel { name: "layernorm-bwd", package: "layernorm-bwd", run: layernorm_bwd::run },
 ];
 
 /// What came of a case that could be run.

@@ -114,7 +114,7 @@ impl<T, W> Default for GradientsMut<'_, T, W> {
 /// use ndarray::{array, aview1};
 ///
 /// let x = array![[1.0_f32, 2.0, 4.0], [0.0, -1.0, 0.5]];
-/// let gamma = [0.5, 1.0, 2.0];
+/// let gamma = [0.5_f32, 1.0, 2.0];
 /// let options = Options { gamma: Some(aview1(&gamma)), ..Options::default() };
 /// let forward = layer_norm(x.view(), &options)?;
 ///

@@ -9,9 +9,20 @@ use layernorm_bwd::{
 use ndarray::{
     Array, Array1, Array2, ArrayView2, ArrayViewMut, Axis, Dimension, IntoDimension, Slice,
 };
+use proptest::test_runner::{Config as ProptestConfig, FileFailurePersistence};
 use rayon::ThreadPoolBuilder;
 use tensor_utils::testing::{Guarded, Poison, Seeded, Tolerance};
 use tensor_utils::{Element, Isa};
+
+/// 64 cases, or as many as `PROPTEST_CASES` says; failures are kept in `file`.
+pub(crate) fn proptest_config(file: &'static str) -> ProptestConfig {
+    let mut config = ProptestConfig::default();
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = 64;
+    }
+    config.failure_persistence = Some(Box::new(FileFailurePersistence::Direct(file)));
+    config
+}
 
 /// The instruction sets to test: the one that `KERNELS_ISA` asks for, else all of this machine.
 pub(crate) fn isas() -> Vec<Isa> {
