@@ -92,7 +92,20 @@ def sdpa(inputs, options):
     return run
 
 
-OPERATIONS = {"sdpa": sdpa}
+def sdpa_backward(inputs, options):
+    """The backward pass alone: the forward pass runs once, here."""
+    q, k, v = (inputs[name].requires_grad_() for name in "qkv")
+    causal, grouped = options["causal"], q.shape[1] != k.shape[1]
+    o = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
+
+    def run():
+        gradients = torch.autograd.grad(o, (q, k, v), inputs["do"], retain_graph=True)
+        return dict(zip(("dq", "dk", "dv"), gradients))
+
+    return run
+
+
+OPERATIONS = {"sdpa": sdpa, "sdpa_backward": sdpa_backward}
 
 
 def main():

@@ -7,6 +7,7 @@
 //! cases, a line to [`cases`], and the operation to `peers/torch_peer.py`.
 
 mod attn_flash;
+mod attn_flash_bwd;
 mod duel;
 pub(crate) mod machine;
 mod peer;
@@ -48,7 +49,7 @@ pub(crate) struct Args {
 
 /// Every case, by kernel.
 fn cases() -> Vec<Case> {
-    [attn_flash::cases()].into_iter().flatten().collect()
+    [attn_flash::cases(), attn_flash_bwd::cases()].into_iter().flatten().collect()
 }
 
 /// Whether there is something to compare in `package`.

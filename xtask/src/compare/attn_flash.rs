@@ -14,28 +14,28 @@ use crate::cases::Stored;
 
 /// The sizes of a call; values are as wide as keys.
 #[derive(Clone, Copy)]
-struct Sizes {
-    batch: usize,
-    heads: usize,
-    key_heads: usize,
-    queries: usize,
-    keys: usize,
-    head_size: usize,
-    causal: bool,
+pub(super) struct Sizes {
+    pub(super) batch: usize,
+    pub(super) heads: usize,
+    pub(super) key_heads: usize,
+    pub(super) queries: usize,
+    pub(super) keys: usize,
+    pub(super) head_size: usize,
+    pub(super) causal: bool,
 }
 
 impl Sizes {
     /// As many queries as keys, and a key/value head for every query head.
-    fn square(batch: usize, heads: usize, length: usize, head_size: usize) -> Self {
+    pub(super) fn square(batch: usize, heads: usize, length: usize, head_size: usize) -> Self {
         let (queries, keys, causal) = (length, length, true);
         Self { batch, heads, key_heads: heads, queries, keys, head_size, causal }
     }
 
-    fn full(self) -> Self {
+    pub(super) fn full(self) -> Self {
         Self { causal: false, ..self }
     }
 
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         let Self { batch, heads, key_heads, queries, keys, head_size, causal } = *self;
         let mask = if causal { "causal" } else { "full" };
         if (heads, queries) == (key_heads, keys) {
@@ -46,18 +46,31 @@ impl Sizes {
         }
     }
 
-    /// A multiplication and an addition for each visible pair and element, in scores and output.
-    fn flops(&self) -> f64 {
+    /// A multiplication and an addition for each visible pair and element, in each of `products`.
+    pub(super) fn flops(&self, products: usize) -> f64 {
         let pairs = if self.causal {
             self.queries as f64 * (self.keys as f64 + 1.0) / 2.0
         } else {
             self.queries as f64 * self.keys as f64
         };
-        4.0 * (self.batch * self.heads * self.head_size) as f64 * pairs
+        2.0 * (products * self.batch * self.heads * self.head_size) as f64 * pairs
+    }
+
+    /// `[batch, heads, length, head size]`, uniform with variance 1, the variance of queries and
+    /// keys after a normalisation.
+    pub(super) fn random<T: Element>(
+        &self,
+        rng: &mut ChaCha8Rng,
+        heads: usize,
+        length: usize,
+    ) -> Array4<T> {
+        let reach = 3.0_f64.sqrt();
+        let shape = (self.batch, heads, length, self.head_size);
+        Array4::from_shape_simple_fn(shape, || T::from_f64(rng.random_range(-reach..reach)))
     }
 
     /// Elements of q, k, v and o.
-    fn elements(&self) -> f64 {
+    pub(super) fn elements(&self) -> f64 {
         let rows = 2 * self.heads * self.queries + 2 * self.key_heads * self.keys;
         (self.batch * rows * self.head_size) as f64
     }
@@ -91,7 +104,8 @@ fn case<T: Element + Stored>(sizes: Sizes, tolerance: f64) -> Case {
         kernel: "attn-flash",
         name: sizes.name(),
         dtype: T::NAME,
-        flops: sizes.flops(),
+        // Scores and output.
+        flops: sizes.flops(2),
         bytes: sizes.elements() * size_of::<T>() as f64,
         tolerance,
         prepare: Box::new(move || Ok(Box::new(Forward::<T>::new(sizes)?))),
@@ -112,18 +126,12 @@ struct Forward<T: Element> {
 impl<T: Element> Forward<T> {
     fn new(sizes: Sizes) -> Result<Self> {
         let Sizes { batch, heads, key_heads, queries, keys, head_size, causal } = sizes;
-        let mut rng = ChaCha8Rng::seed_from_u64(2);
-        // Uniform with variance 1, the variance of queries and keys after a normalisation.
-        let mut random = |heads, length| {
-            let reach = 3.0_f64.sqrt();
-            let shape = (batch, heads, length, head_size);
-            Array4::from_shape_simple_fn(shape, || T::from_f64(rng.random_range(-reach..reach)))
-        };
+        let rng = &mut ChaCha8Rng::seed_from_u64(2);
         Ok(Self {
             causal,
-            q: random(heads, queries),
-            k: random(key_heads, keys),
-            v: random(key_heads, keys),
+            q: sizes.random(rng, heads, queries),
+            k: sizes.random(rng, key_heads, keys),
+            v: sizes.random(rng, key_heads, keys),
             o: Array4::default((batch, heads, queries, head_size)),
             lse: Array3::default((batch, heads, queries)),
             workspace: Workspace::new(head_size, head_size, &Tiling::default())?,
@@ -161,7 +169,7 @@ impl<T: Element + Stored> Contest for Forward<T> {
 }
 
 /// NaN if either array has a NaN.
-fn largest_difference<T: Element>(ours: &Array4<T>, theirs: &Array4<T>) -> f64 {
+pub(super) fn largest_difference<T: Element>(ours: &Array4<T>, theirs: &Array4<T>) -> f64 {
     Zip::from(ours).and(theirs).fold(0.0, |largest: f64, ours, theirs| {
         let difference = (ours.to_f64() - theirs.to_f64()).abs();
         if difference.is_nan() || difference > largest { difference } else { largest }
