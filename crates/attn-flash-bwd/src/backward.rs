@@ -221,12 +221,10 @@ pub fn attention_backward_into<T: Element, M: Mask>(
     let outputs = Outputs::Dense([dq, dk, dv]);
     run(&saved, sizes, inputs.room(), outputs, dbias, dsinks, options, workspace)?;
     if let Some(mut delta) = delta {
-        // The workspace holds delta - d_lse, head by head.
+        // The workspace holds delta, head by head.
         let rows = delta.outer_iter_mut().flat_map(|entry| entry.into_iter());
-        rows.zip(&workspace.delta).for_each(|(out, &delta)| *out = delta);
-        if let Some(d_lse) = &inputs.d_lse {
-            delta += d_lse;
-        }
+        // Delta first: without rows there may be very many empty entries.
+        workspace.delta.iter().zip(rows).for_each(|(&delta, out)| *out = delta);
     }
     Ok(())
 }
@@ -287,16 +285,13 @@ pub fn attention_varlen_backward_into<T: Element, M: Mask>(
     let outputs = Outputs::Packed([dq, dk, dv]);
     run(&saved, sizes, inputs.room(), outputs, dbias, dsinks, options, workspace)?;
     if let Some(mut delta) = delta {
-        // The workspace holds delta - d_lse, head by head of each sequence.
+        // The workspace holds delta, head by head of each sequence.
         let mut from = workspace.delta.iter();
         for rows in inputs.query_offsets.windows(2) {
             let mut sequence = delta.slice_axis_mut(Axis(0), (rows[0]..rows[1]).into());
             for head in sequence.axis_iter_mut(Axis(1)) {
                 head.into_iter().zip(&mut from).for_each(|(out, &delta)| *out = delta);
             }
-        }
-        if let Some(d_lse) = &inputs.d_lse {
-            delta += d_lse;
         }
     }
     Ok(())

@@ -15,7 +15,7 @@ use crate::block::{Band, Target, bands};
 use crate::run::Pass;
 use crate::workspace::{BAND, Scratch};
 
-/// The pass that the gradient belongs to, and `delta - d_lse` of all rows.
+/// The pass that the gradient belongs to, and delta of all rows.
 pub(crate) struct BiasGradient<'a, 'p, 'c, 's, 'i, S, T: Element, M> {
     pass: &'a Pass<'p, 'c, 's, 'i, S, T, M>,
     delta: &'a [T::Acc],

@@ -34,6 +34,8 @@ pub(crate) struct Head<'a, 'c, S, T: Element, M> {
     pub(crate) d_o: ArrayView2<'a, T>,
     /// `[N]`.
     pub(crate) lse: ArrayView1<'a, T::Acc>,
+    /// `[N]`.
+    pub(crate) d_lse: Option<ArrayView1<'a, T::Acc>>,
     /// Keys of a block.
     pub(crate) key_block: usize,
     /// What `dS` is the gradient of.
@@ -223,7 +225,8 @@ impl<S: Simd, T: Element, M: Mask> Head<'_, '_, S, T, M> {
                 }
             }
             let lse = self.lse[query];
-            let delta = delta.map_or(T::Acc::ZERO, |delta| delta[query]);
+            let d_lse = self.d_lse.map_or(T::Acc::ZERO, |d_lse| d_lse[query]);
+            let delta = delta.map_or(T::Acc::ZERO, |delta| delta[query] - d_lse);
             let dp_columns = &mut dp[columns.clone()];
             softmax_gradient(simd, lse, delta, &mut scores[columns.clone()], dp_columns);
             if let (Some(cap), Target::DotProduct) = (call.softcap, self.target) {

@@ -3,7 +3,7 @@
 
 use attn_flash::Mask;
 use attn_flash::internals::Sizes;
-use ndarray::{ArrayView2, ArrayViewMut1};
+use ndarray::{ArrayView1, ArrayView2, ArrayViewMut1};
 use rayon::prelude::*;
 use tensor_utils::simd::Simd;
 use tensor_utils::{Element, Float};
@@ -12,15 +12,23 @@ use crate::block::{Head, bands};
 use crate::run::Saved;
 use crate::workspace::Slots;
 
-/// `delta = rowsum(do * o)` (eq. 5), summed in f64.
+/// `delta = rowsum(do * o)` (eq. 5), summed in f64; 0 in rows that saw nothing, whatever `do` is.
 pub(crate) fn saved_output_delta<T: Element>(
     o: ArrayView2<'_, T>,
     d_o: ArrayView2<'_, T>,
+    lse: ArrayView1<'_, T::Acc>,
+    sink: Option<T::Acc>,
     delta: &mut [T::Acc],
 ) {
-    for ((delta, o), d_o) in delta.iter_mut().zip(o.outer_iter()).zip(d_o.outer_iter()) {
-        let sum: f64 = o.iter().zip(d_o).map(|(o, d_o)| o.to_f64() * d_o.to_f64()).sum();
-        *delta = T::Acc::from_f64(sum);
+    let rows = delta.iter_mut().zip(lse).zip(o.outer_iter()).zip(d_o.outer_iter());
+    for (((delta, &lse), o), d_o) in rows {
+        let nothing_but_sink = lse == T::Acc::NEG_INFINITY || Some(lse) == sink;
+        if nothing_but_sink && o.iter().all(|o| o.to_f64() == 0.0) {
+            *delta = T::Acc::ZERO;
+            continue;
+        }
+        let products = o.iter().zip(d_o).map(|(o, d_o)| o.to_f64() * d_o.to_f64());
+        *delta = T::Acc::from_f64(products.fold(0.0, |sum, product| sum + product));
     }
 }
 
@@ -54,7 +62,8 @@ pub(crate) fn two_pass_delta<S: Simd, T: Element, M: Mask>(
     });
 }
 
-/// `dsink_h = -sum over batch and queries of exp(sink - lse) delta` (eq. 10), in f64.
+/// `dsink_h = -sum over batch and queries of exp(sink - lse) (delta - d_lse)` (eq. 10), in
+/// f64.
 pub(crate) fn sink_gradients<T: Element>(
     saved: &Saved<'_, '_, T>,
     sizes: Sizes,
@@ -73,8 +82,9 @@ pub(crate) fn sink_gradients<T: Element>(
             if sink == T::Acc::NEG_INFINITY {
                 continue;
             }
-            for (&lse, &delta) in views.lse.row(head).iter().zip(delta) {
-                sum -= (sink.to_f64() - lse.to_f64()).exp() * delta.to_f64();
+            for (query, (&lse, &delta)) in views.lse.row(head).iter().zip(delta).enumerate() {
+                let d_lse = views.d_lse.map_or(0.0, |d_lse| d_lse[[head, query]].to_f64());
+                sum -= (sink.to_f64() - lse.to_f64()).exp() * (delta.to_f64() - d_lse);
             }
         }
         *dsink = T::Acc::from_f64(sum);

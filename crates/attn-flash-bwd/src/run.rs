@@ -320,6 +320,7 @@ impl<'c, S: Simd, T: Element, M: Mask> Pass<'_, 'c, '_, '_, S, T, M> {
             v: entry.v.index_axis(Axis(0), key_head),
             d_o: entry.d_o.index_axis(Axis(0), head),
             lse: entry.lse.row(head),
+            d_lse: entry.d_lse.as_ref().map(|d_lse| d_lse.row(head)),
             key_block: self.key_block,
             target,
         }
@@ -403,10 +404,8 @@ impl<'c, S: Simd, T: Element, M: Mask> Pass<'_, 'c, '_, '_, S, T, M> {
                 two_pass_delta(&head, self.query_block, self.slots, delta);
             } else {
                 let o = views.o.index_axis(Axis(0), index);
-                saved_output_delta(o, head.d_o, delta);
-            }
-            if let Some(d_lse) = &views.d_lse {
-                delta.iter_mut().zip(d_lse.row(index)).for_each(|(delta, &d)| *delta += -d);
+                let sink = self.call.sinks.map(|sinks| sinks[index]);
+                saved_output_delta(o, head.d_o, head.lse, sink, delta);
             }
             let schedule =
                 Schedule { head: &head, delta, query_block: self.query_block, slots: self.slots };
