@@ -13,7 +13,7 @@ use attn_flash::{
 };
 use ndarray::{
     Array1, Array2, Array3, Array4, ArrayD, ArrayView1, ArrayView2, ArrayView3, ArrayView4,
-    ArrayViewD, Axis, Slice,
+    ArrayViewD, ArrayViewMut1, Axis, Slice,
 };
 use tensor_utils::{Element, Float, broadcast_4d, check_shape};
 
@@ -198,13 +198,9 @@ fn plain<T: Element, A: Float, M: Mask>(
                 dbias[&at[..]] += ds;
             }
             let d_dot = scale * (ds * slope);
-            for c in 0..d {
-                g.dq[[b, h, i, c]] += d_dot * k[[b, key_head, j, c]];
-                g.dk[[b, key_head, j, c]] += d_dot * q[[b, h, i, c]];
-            }
-            for c in 0..e {
-                g.dv[[b, key_head, j, c]] += p * d_o[[b, h, i, c]];
-            }
+            add(row_mut(&mut g.dq, b, h, i), d_dot, row(&k, b, key_head, j));
+            add(row_mut(&mut g.dk, b, key_head, j), d_dot, row(&q, b, h, i));
+            add(row_mut(&mut g.dv, b, key_head, j), p, row(&d_o, b, h, i));
         }
         if let (Some(dsinks), Some(sinks)) = (&mut g.dsinks, options.sinks) {
             let sink = number(sinks[h].to_f64());
@@ -276,9 +272,19 @@ fn dot<A: Float>(a: ArrayView1<'_, A>, b: ArrayView1<'_, A>) -> A {
     a.iter().zip(b).map(|(&a, &b)| a * b).sum()
 }
 
+/// `to += factor * row`.
+fn add<A: Float>(to: ArrayViewMut1<'_, A>, factor: A, row: ArrayView1<'_, A>) {
+    to.into_iter().zip(row).for_each(|(to, &x)| *to += factor * x);
+}
+
 /// Row `[a, b, c, ..]`.
 fn row<A>(x: &Array4<A>, a: usize, b: usize, c: usize) -> ArrayView1<'_, A> {
     x.index_axis(Axis(0), a).index_axis_move(Axis(0), b).index_axis_move(Axis(0), c)
+}
+
+/// The same, to change.
+fn row_mut<A>(x: &mut Array4<A>, a: usize, b: usize, c: usize) -> ArrayViewMut1<'_, A> {
+    x.index_axis_mut(Axis(0), a).index_axis_move(Axis(0), b).index_axis_move(Axis(0), c)
 }
 
 /// The index of the element that stands for a pair in an array of a shape that broadcasts.
