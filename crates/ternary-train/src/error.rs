@@ -1,0 +1,82 @@
+//! What can be wrong with a call, a file or a run.
+
+use std::path::{Path, PathBuf};
+
+use tensor_utils::{IsaError, ShapeError};
+use thiserror::Error;
+
+/// An argument, option or file that cannot be worked with.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A shape that does not fit the others.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// An instruction set that is not there.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
+    /// An option with a value outside its range.
+    #[error("option `{option}` is {got}, expected {expected}")]
+    Option {
+        /// The field or argument.
+        option: &'static str,
+        /// What it may be.
+        expected: String,
+        /// What it is.
+        got: String,
+    },
+    /// A configuration that makes no model, or one that this crate does not compute.
+    #[error("config: {0}")]
+    Config(String),
+    /// A weight that has no ternary form.
+    #[error("`{arg}`, row {row}, columns {first} to {last}: {what}")]
+    Group {
+        /// The matrix.
+        arg: &'static str,
+        /// The row.
+        row: usize,
+        /// The first column of the group.
+        first: usize,
+        /// The last column of the group.
+        last: usize,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// A file that cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file whose contents are not what they should be.
+    #[error("{}: {what}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+impl Error {
+    /// Makes a [`Self::Io`] of the error of the operating system.
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+        move |source| Self::Io { path: path.to_owned(), source }
+    }
+
+    /// A [`Self::File`].
+    pub(crate) fn file(path: &Path, what: impl Into<String>) -> Self {
+        Self::File { path: path.to_owned(), what: what.into() }
+    }
+
+    /// A [`Self::Option`].
+    pub(crate) fn option(
+        option: &'static str,
+        expected: impl Into<String>,
+        got: impl ToString,
+    ) -> Self {
+        Self::Option { option, expected: expected.into(), got: got.to_string() }
+    }
+}
