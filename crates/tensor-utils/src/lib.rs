@@ -8,6 +8,7 @@ mod float;
 mod gemm;
 mod isa;
 mod parallel;
+mod rows;
 mod shape;
 mod softmax;
 
@@ -25,6 +26,7 @@ pub use half::{bf16, f16};
 
 // Shapes, their errors, and arrays of them.
 pub use alloc::{try_array, try_vec};
+pub use rows::{rows, rows_mut};
 pub use shape::{ShapeError, broadcast_4d, check_not_empty, check_shape};
 
 // Instruction sets.

@@ -38,6 +38,19 @@ pub enum ShapeError {
         /// Its shape.
         got: Vec<usize>,
     },
+    /// Axes that cannot be taken as one without a copy.
+    #[error(
+        "`{arg}` with shape {shape:?} and strides {strides:?} is not a matrix of rows: \
+         all axes but the last must merge into one without a copy"
+    )]
+    NotRows {
+        /// The argument.
+        arg: &'static str,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Its strides, in elements.
+        strides: Vec<isize>,
+    },
     /// An axis that must not be empty is.
     #[error("`{arg}` has shape {got:?}: its {axis} must be at least 1")]
     EmptyAxis {
