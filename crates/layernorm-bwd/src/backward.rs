@@ -200,8 +200,8 @@ pub fn layer_norm_backward_into<T: Element, W: Element<Acc = T::Acc>>(
     if dx.is_none() && !pass.weights {
         return Ok(());
     }
-    let partial = parts.partial;
-    dispatch(parts.isa, Backward { pass, dx, dgamma, dbeta, accumulate, partial })?;
+    let segments = parts.segments;
+    dispatch(parts.isa, Backward { pass, dx, dgamma, dbeta, accumulate, segments })?;
     Ok(())
 }
 

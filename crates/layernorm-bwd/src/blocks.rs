@@ -6,13 +6,24 @@
 use tensor_utils::simd::{Simd, SimdBase, SimdFrom};
 use tensor_utils::{Element, Float, narrow, widen};
 
-/// Columns of a block: the lanes of the widest vector. Rows of scratch memory are padded to it.
+/// Columns of a block: the lanes of the widest vector.
 pub(crate) const BLOCK: usize = 16;
 
 /// Blocks that are summed in the compute type before the sum goes on in f64.
 const SUMMED: usize = 256;
-/// Vectors of a block of the narrowest instruction set, or sums of the widest.
+/// The most vectors of a block: of 128 bits with two `f64`.
 const CHAINS: usize = 8;
+
+/// A block of scratch memory, aligned so that no vector of it lies across two cache lines.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[repr(C, align(64))]
+pub(crate) struct Block<A>(pub(crate) [A; BLOCK]);
+
+/// A block of sums over rows for dgamma, and one for dbeta.
+///
+/// Side by side, since one behind the other they can lie so that a load from one seems to the
+/// processor to depend on the last store to the other, which has the same low bits of its address.
+pub(crate) type WeightSums<A> = [Block<A>; 2];
 
 /// The native vector of compute type `A`.
 pub(crate) type Vector<S, A> = <A as Float>::Vector<S>;
@@ -154,82 +165,91 @@ pub(crate) fn load<S: Simd, E: Element>(
     block: &[E; BLOCK],
     lane: usize,
 ) -> Vector<S, E::Acc> {
+    let lanes = lanes::<S, E::Acc>();
     let mut buffer = [E::Acc::ZERO; BLOCK];
-    widen(block, &mut buffer);
-    Vector::<S, E::Acc>::from_slice(simd, &buffer[lane..][..lanes::<S, E::Acc>()])
+    widen(&block[lane..][..lanes], &mut buffer[..lanes]);
+    Vector::<S, E::Acc>::from_slice(simd, &buffer[..lanes])
 }
 
-/// Stores a vector to a block of scratch memory.
-#[inline(always)]
-pub(crate) fn store<S: Simd, A: Float>(vector: Vector<S, A>, block: &mut [A; BLOCK], lane: usize) {
-    vector.store_slice(&mut block[lane..][..lanes::<S, A>()]);
+impl<A: Float> Block<A> {
+    /// A vector of it.
+    #[inline(always)]
+    pub(crate) fn load<S: Simd>(&self, simd: S, lane: usize) -> Vector<S, A> {
+        Vector::<S, A>::from_slice(simd, &self.0[lane..][..lanes::<S, A>()])
+    }
+
+    /// Replaces a vector of it.
+    #[inline(always)]
+    pub(crate) fn store<S: Simd>(&mut self, vector: Vector<S, A>, lane: usize) {
+        vector.store_slice(&mut self.0[lane..][..lanes::<S, A>()]);
+    }
 }
 
-/// Blocks of scratch memory.
+/// Calls `f` for each block of a row of length `len`, and `fold` after every [`SUMMED`] of them and
+/// at the end. `state` is what both work on.
 #[inline(always)]
-pub(crate) fn blocks<A>(padded: &[A]) -> &[[A; BLOCK]] {
-    padded.as_chunks().0
-}
-
-/// Blocks of scratch memory to write.
-#[inline(always)]
-pub(crate) fn blocks_mut<A>(padded: &mut [A]) -> &mut [[A; BLOCK]] {
-    padded.as_chunks_mut().0
-}
-
-/// `N` sums over a row of `len` columns; `add` adds the terms of a vector.
-///
-/// 256 blocks are summed in the compute type, in two or more vectors in turn so that one addition
-/// need not wait for the last, and these sums are added in f64. The order depends on `len` alone.
-#[inline(always)]
-pub(crate) fn sum_row<S: Simd, A: Float, const N: usize>(
-    simd: S,
+pub(crate) fn for_each_block_folded<T>(
     len: usize,
-    mut add: impl FnMut(&mut [Vector<S, A>; N], At, usize),
-) -> [f64; N] {
-    let lanes = lanes::<S, A>();
-    // A block of one vector alternates between two sums, one of more has a sum for each.
-    let odd = usize::from(lanes == BLOCK);
+    state: &mut T,
+    mut f: impl FnMut(&mut T, At),
+    mut fold: impl FnMut(&mut T),
+) {
     let whole = len / BLOCK;
-    let mut totals = [0.0; N];
-    let mut block = 0;
+    let mut start = 0;
     loop {
-        let mut sums = [[splat(simd, A::ZERO); N]; CHAINS];
-        let end = whole.min(block + SUMMED);
-        while block + 2 <= end {
-            for_each_vector::<S, A>(
-                #[inline(always)]
-                |lane| add(&mut sums[lane / lanes], At { block, is_rest: false }, lane),
-            );
-            let next = At { block: block + 1, is_rest: false };
-            for_each_vector::<S, A>(
-                #[inline(always)]
-                |lane| add(&mut sums[lane / lanes + odd], next, lane),
-            );
-            block += 2;
+        let end = whole.min(start + SUMMED);
+        for block in start..end {
+            f(state, At { block, is_rest: false });
         }
-        if block < end {
-            for_each_vector::<S, A>(
-                #[inline(always)]
-                |lane| add(&mut sums[lane / lanes], At { block, is_rest: false }, lane),
-            );
-            block += 1;
-        }
-        if block == whole && whole * BLOCK < len {
-            for_each_vector::<S, A>(
-                #[inline(always)]
-                |lane| add(&mut sums[lane / lanes + odd], At { block, is_rest: true }, lane),
-            );
-        }
-        for i in 0..N {
-            let mut sum = sums[0][i];
-            for chain in 1..CHAINS {
-                sum += sums[chain][i];
+        if end == whole {
+            if whole * BLOCK < len {
+                f(state, At { block: whole, is_rest: true });
             }
-            totals[i] += sum.reduce_sum().to_f64();
+            return fold(state);
         }
-        if block == whole {
-            return totals;
+        fold(state);
+        start = end;
+    }
+}
+
+/// `N` sums over a row.
+///
+/// 256 blocks are summed in the compute type, every lane of a block by itself, then folded to one
+/// number that is added in f64. The order depends on the length of the row alone.
+#[derive(Debug)]
+pub(crate) struct RowSums<S: Simd, A: Float, const N: usize> {
+    simd: S,
+    lanes: [[Vector<S, A>; N]; CHAINS],
+    totals: [f64; N],
+}
+
+impl<S: Simd, A: Float, const N: usize> RowSums<S, A, N> {
+    #[inline(always)]
+    pub(crate) fn new(simd: S) -> Self {
+        Self { simd, lanes: [[splat(simd, A::ZERO); N]; CHAINS], totals: [0.0; N] }
+    }
+
+    /// The sums of the vectors that begin at `lane` of their block.
+    #[inline(always)]
+    pub(crate) fn at(&mut self, lane: usize) -> &mut [Vector<S, A>; N] {
+        &mut self.lanes[lane / lanes::<S, A>()]
+    }
+
+    /// Adds the lanes to the totals and begins anew.
+    #[inline(always)]
+    pub(crate) fn fold(&mut self) {
+        for i in 0..N {
+            let mut sum = self.lanes[0][i];
+            for chain in 1..BLOCK / lanes::<S, A>() {
+                sum += self.lanes[chain][i];
+            }
+            self.totals[i] += sum.reduce_sum().to_f64();
         }
+        self.lanes = [[splat(self.simd, A::ZERO); N]; CHAINS];
+    }
+
+    #[inline(always)]
+    pub(crate) fn totals(&self) -> [f64; N] {
+        self.totals
     }
 }

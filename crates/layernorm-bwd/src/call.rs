@@ -1,8 +1,8 @@
 //! A checked call: options resolved against the shapes they came with.
 
-use ndarray::ArrayView1;
 use tensor_utils::{Element, Float, check_not_empty, check_shape};
 
+use crate::blocks::Block;
 use crate::workspace::Parts;
 use crate::{Error, Options};
 
@@ -46,16 +46,17 @@ pub(crate) fn widen_weights<W: Element>(
     row_length: usize,
     parts: &mut Parts<'_, W::Acc>,
 ) {
-    let fill =
-        |to: &mut [W::Acc], from: &Option<ArrayView1<'_, W>>, default, map: &dyn Fn(W) -> _| {
-            to.fill(W::Acc::ZERO);
-            match from {
-                None => to[..row_length].fill(default),
-                Some(from) => to.iter_mut().zip(from).for_each(|(to, &from)| *to = map(from)),
-            }
-        };
-    fill(parts.gamma, &options.gamma, W::Acc::ONE, &|gamma| factor(gamma, options));
-    fill(parts.beta, &options.beta, W::Acc::ZERO, &|beta| beta.to_acc());
+    let gamma = |j: usize| options.gamma.map_or(W::Acc::ONE, |gamma| factor(gamma[j], options));
+    let beta = |j: usize| options.beta.map_or(W::Acc::ZERO, |beta| beta[j].to_acc());
+    fill(parts.gamma, row_length, gamma);
+    fill(parts.beta, row_length, beta);
+}
+
+/// Fills in the columns of a row, with 0 behind it.
+fn fill<A: Float>(blocks: &mut [Block<A>], row_length: usize, column: impl Fn(usize) -> A) {
+    for (j, to) in blocks.iter_mut().flat_map(|Block(columns)| columns).enumerate() {
+        *to = if j < row_length { column(j) } else { A::ZERO };
+    }
 }
 
 /// The factor of a column.

@@ -1,72 +1,83 @@
-//! Sums over rows, as precise as if they were taken in twice the precision.
+//! Sums over rows, nearly as precise as if they were taken in twice the precision.
 //!
 //! The terms of up to [`CHUNK`] rows are summed in the compute type. Each such sum is then added to
 //! a running sum that is kept in two parts, the second of which collects the rounding errors of the
 //! first (T. Ogita, S. Rump, S. Oishi, Accurate sum and dot product, 2005, algorithm 4.1).
 
-use tensor_utils::Float;
 use tensor_utils::simd::{Select, Simd, SimdFloat};
+use tensor_utils::{Element, Float};
 
-use crate::blocks::{Vector, blocks, blocks_mut, for_each_vector, load, splat, store};
+use crate::blocks::{Block, Vector, WeightSums, for_each_vector, splat};
 
 /// Rows that are summed in the compute type alone.
-pub(crate) const CHUNK: usize = 16;
+pub(crate) const CHUNK: usize = 8;
 
-/// Adds the sums of a chunk to `high + low`, and sets them to 0.
-pub(crate) fn flush<S: Simd, A: Float>(simd: S, sums: &mut [A], high: &mut [A], low: &mut [A]) {
+/// Running sums of some rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct TwoPart<A> {
+    high: WeightSums<A>,
+    /// What rounding took from `high`.
+    low: WeightSums<A>,
+}
+
+/// Adds the sums of a chunk to running sums, and sets them to 0.
+pub(crate) fn flush<S: Simd, A: Float>(
+    simd: S,
+    chunk: &mut [WeightSums<A>],
+    running: &mut [TwoPart<A>],
+) {
     simd.vectorize(
         #[inline(always)]
         || {
-            let sums = blocks_mut(sums).iter_mut();
-            for ((sums, high), low) in sums.zip(blocks_mut(high)).zip(blocks_mut(low)) {
-                for_each_vector::<S, A>(
-                    #[inline(always)]
-                    |lane| {
-                        let (sum, error) =
-                            two_sum::<S, A>(load(simd, high, lane), load(simd, sums, lane));
-                        let errors = load(simd, low, lane) + error;
-                        store::<S, A>(sum, high, lane);
-                        store::<S, A>(errors, low, lane);
-                        store::<S, A>(splat(simd, A::ZERO), sums, lane);
-                    },
-                );
+            for (chunk, TwoPart { high, low }) in chunk.iter_mut().zip(running) {
+                for i in 0..2 {
+                    for_each_vector::<S, A>(
+                        #[inline(always)]
+                        |lane| {
+                            let (so_far, term) =
+                                (high[i].load(simd, lane), chunk[i].load(simd, lane));
+                            let (sum, error) = two_sum::<S, A>(so_far, term);
+                            let errors = low[i].load(simd, lane) + error;
+                            high[i].store(sum, lane);
+                            low[i].store(errors, lane);
+                            chunk[i].store(splat(simd, A::ZERO), lane);
+                        },
+                    );
+                }
             }
         },
     );
 }
 
-/// Adds up the two-part sums of all segments in their order, and leaves the result in `total`.
-///
-/// A segment takes `stride` of `partial`; its two parts begin at `offset` and `offset +
-/// total.len()`. An infinite sum stays infinite, although its error is NaN.
+/// Adds up the running sums of all segments, each of the length of `total`, in their order. An
+/// infinite sum stays infinite, although its error is NaN.
 pub(crate) fn merge<S: Simd, A: Float>(
     simd: S,
-    partial: &[A],
-    stride: usize,
-    offset: usize,
-    total: &mut [A],
+    segments: &[TwoPart<A>],
+    total: &mut [WeightSums<A>],
 ) {
+    let len = total.len();
     simd.vectorize(
         #[inline(always)]
         || {
-            let low_part = total.len();
-            for (block, total) in blocks_mut(total).iter_mut().enumerate() {
-                for_each_vector::<S, A>(
-                    #[inline(always)]
-                    |lane| {
-                        let mut high = splat(simd, A::ZERO);
-                        let mut low = high;
-                        for segment in partial.chunks_exact(stride) {
-                            let term = &blocks(&segment[offset..])[block];
-                            let errors = &blocks(&segment[offset + low_part..])[block];
-                            let (sum, error) = two_sum::<S, A>(high, load(simd, term, lane));
-                            high = sum;
-                            low += error + load(simd, errors, lane);
-                        }
-                        let sum = high.is_finite().select(high + low, high);
-                        store::<S, A>(sum, total, lane);
-                    },
-                );
+            for (block, total) in total.iter_mut().enumerate() {
+                for i in 0..2 {
+                    for_each_vector::<S, A>(
+                        #[inline(always)]
+                        |lane| {
+                            let mut high = splat(simd, A::ZERO);
+                            let mut low = high;
+                            for segment in segments.chunks_exact(len) {
+                                let term = segment[block].high[i].load(simd, lane);
+                                let (sum, error) = two_sum::<S, A>(high, term);
+                                high = sum;
+                                low += error + segment[block].low[i].load(simd, lane);
+                            }
+                            let sum = high.is_finite().select(high + low, high);
+                            total[i].store(sum, lane);
+                        },
+                    );
+                }
             }
         },
     );
@@ -78,4 +89,20 @@ fn two_sum<S: Simd, A: Float>(a: Vector<S, A>, b: Vector<S, A>) -> (Vector<S, A>
     let sum = a + b;
     let b_rounded = sum - a;
     (sum, (a - (sum - b_rounded)) + (b - b_rounded))
+}
+
+/// Rounds one of the two sums of each column to the output, or adds it to what is there.
+pub(crate) fn write<'a, W: Element + 'a>(
+    sums: &[WeightSums<W::Acc>],
+    which: usize,
+    accumulate: bool,
+    weights: impl IntoIterator<Item = &'a mut W>,
+) {
+    let sums = sums.iter().flat_map(|sums| {
+        let Block(columns) = &sums[which];
+        columns
+    });
+    for (weight, &sum) in weights.into_iter().zip(sums) {
+        *weight = W::from_acc(if accumulate { weight.to_acc() + sum } else { sum });
+    }
 }

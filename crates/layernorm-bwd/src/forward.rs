@@ -4,10 +4,11 @@ use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
 use tensor_utils::simd::Simd;
 use tensor_utils::{Element, Float, Kernel, check_shape, dispatch, try_array};
 
+use crate::blocks::Block;
 use crate::call::{check_options, widen_weights};
 use crate::normalise::normalise_row;
 use crate::segments::join;
-use crate::stage::{in_place, read_row, write_row};
+use crate::stage::{read_row, write_row};
 use crate::statistics::{Statistics, row_statistics};
 use crate::workspace::Slots;
 use crate::{Error, Kind, Options, Tiling, Workspace};
@@ -152,8 +153,8 @@ fn forward<T: Element, W: Element<Acc = T::Acc>>(
 struct Pass<'a, A> {
     kind: Kind,
     eps: f64,
-    gamma: &'a [A],
-    beta: &'a [A],
+    gamma: &'a [Block<A>],
+    beta: &'a [Block<A>],
     slots: Slots<'a, A>,
 }
 
@@ -210,12 +211,12 @@ impl<A: Float> Pass<'_, A> {
     ) {
         let row_length = y.dim().1;
         let mut slot = self.slots.take();
-        let [staged_x, staged_y, ..] = &mut slot.staged;
+        let [staged_x, staged_y] = &mut slot.x;
         let (staged_x, staged_y) = (&mut staged_x[..row_length], &mut staged_y[..row_length]);
         for (row, mut y) in y.axis_iter_mut(Axis(0)).enumerate() {
             let x = x.as_ref().map(|x| x.index_axis(Axis(0), row));
             let direct = match (&x, y.as_slice_mut()) {
-                (Some(x), Some(y)) if in_place::<T>() => x.as_slice().map(|x| (x, y)),
+                (Some(x), Some(y)) => x.as_slice().map(|x| (x, y)),
                 _ => None,
             };
             let found = match direct {

@@ -3,9 +3,6 @@
 //! The rows are cut into segments whose number depends on the shape alone. A segment is summed by
 //! one thread, and the segments' sums are added in their order: the threads have no influence.
 
-/// Rows that the second sweep takes together.
-pub(crate) const ROWS: usize = 2;
-
 /// The most segments: enough to keep that many threads busy, few enough that adding up their sums
 /// costs little.
 const SEGMENTS: usize = 32;
@@ -16,7 +13,7 @@ const LEAST_ELEMENTS: usize = 1 << 14;
 
 /// Rows of each segment but the last.
 pub(crate) fn segment_rows(rows: usize, row_length: usize) -> usize {
-    rows.div_ceil(SEGMENTS).max(least_rows(row_length)).next_multiple_of(ROWS)
+    rows.div_ceil(SEGMENTS).max(least_rows(row_length))
 }
 
 /// Segments of a matrix.

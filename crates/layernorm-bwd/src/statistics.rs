@@ -4,7 +4,9 @@ use tensor_utils::simd::{Simd, SimdFloat};
 use tensor_utils::{Element, Float};
 
 use crate::Kind;
-use crate::blocks::{Blocks, load, splat, sum_row};
+use crate::blocks::{
+    At, Blocks, RowSums, Vector, for_each_block_folded, for_each_vector, load, splat,
+};
 
 /// What is subtracted from a row, as an unevaluated sum of two numbers of the compute type, and the
 /// reciprocal of the standard deviation.
@@ -37,7 +39,7 @@ pub(crate) fn row_statistics<S: Simd, E: Element>(
         Kind::LayerNorm => layer_norm_statistics(simd, x, eps),
         Kind::RmsNorm => {
             let blocks = Blocks::new(x, x.len());
-            let [squares] = sum_row::<S, E::Acc, 1>(
+            let [squares] = sum_row::<S, E, 1>(
                 simd,
                 x.len(),
                 #[inline(always)]
@@ -58,7 +60,7 @@ fn layer_norm_statistics<S: Simd, E: Element>(simd: S, x: &[E], eps: f64) -> Sta
     // Against the first element, so that the mean of a constant row is exact whatever its length.
     let first = splat(simd, x[0].to_acc());
     let blocks = Blocks::new(x, x.len());
-    let [shifted] = sum_row::<S, E::Acc, 1>(
+    let [shifted] = sum_row::<S, E, 1>(
         simd,
         x.len(),
         #[inline(always)]
@@ -72,7 +74,7 @@ fn layer_norm_statistics<S: Simd, E: Element>(simd: S, x: &[E], eps: f64) -> Sta
     let low = E::Acc::from_f64((mean - high.to_f64()) + error);
 
     let (high_lanes, low_lanes) = (splat(simd, high), splat(simd, low));
-    let [sum, squares] = sum_row::<S, E::Acc, 2>(
+    let [sum, squares] = sum_row::<S, E, 2>(
         simd,
         x.len(),
         #[inline(always)]
@@ -89,6 +91,30 @@ fn layer_norm_statistics<S: Simd, E: Element>(simd: S, x: &[E], eps: f64) -> Sta
     let variance = at_least_0(squares / len - rest * rest);
     let low = E::Acc::from_f64(low.to_f64() + rest);
     Statistics { high, low, rstd: reciprocal_root(variance + eps) }
+}
+
+/// Sums over a row of length `len`; `add` adds the terms of a vector.
+#[inline(always)]
+fn sum_row<S: Simd, E: Element, const N: usize>(
+    simd: S,
+    len: usize,
+    add: impl Fn(&mut [Vector<S, E::Acc>; N], At, usize),
+) -> [f64; N] {
+    let mut sums = RowSums::<S, E::Acc, N>::new(simd);
+    for_each_block_folded(
+        len,
+        &mut sums,
+        #[inline(always)]
+        |sums, at| {
+            for_each_vector::<S, E::Acc>(
+                #[inline(always)]
+                |lane| add(sums.at(lane), at, lane),
+            );
+        },
+        #[inline(always)]
+        |sums| sums.fold(),
+    );
+    sums.totals()
 }
 
 /// `max(x, 0)`, NaN for NaN.

@@ -1,19 +1,19 @@
-//! The backward pass: rows shared out over threads by segments, each a few rows at a time.
+//! The backward pass: rows shared out over threads by segments, each one row after the other.
 
-use std::array::from_fn;
+use std::mem::swap;
 use std::ops::Range;
 
-use ndarray::{ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis, Slice};
+use ndarray::{ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
 use tensor_utils::simd::Simd;
 use tensor_utils::{Element, Float, Kernel};
 
-use crate::blocks::{blocks, blocks_mut, for_each_vector, load, store};
-use crate::column_sums::{CHUNK, flush, merge};
-use crate::gradient::{Group, Known, Sums, WeightSums, gradient_rows};
-use crate::segments::{ROWS, join, segment_rows};
-use crate::stage::{in_place, read_row, slices, slices_mut, write_row};
+use crate::blocks::{BLOCK, Block, WeightSums};
+use crate::column_sums::{CHUNK, TwoPart, flush, merge, write};
+use crate::gradient::{Known, Row, Summed, Sums, Unsummed, gradient_row, sum_row};
+use crate::segments::{join, segment_rows};
+use crate::stage::{has_contiguous_rows, read_row, slice, write_row};
 use crate::statistics::row_statistics;
-use crate::workspace::{SUMS_OF_SEGMENT, Scratch, Slots, padded};
+use crate::workspace::{Scratch, Slots};
 use crate::{Kind, Saved};
 
 /// Elements from which on threads are worth waking.
@@ -26,9 +26,9 @@ pub(crate) struct Pass<'a, 's, T: Element> {
     pub(crate) dy: ArrayView2<'a, T>,
     pub(crate) saved: &'a Saved<'s, T>,
     pub(crate) dres: Option<ArrayView2<'a, T>>,
-    /// Factors and terms of the columns, padded.
-    pub(crate) gamma: &'a [T::Acc],
-    pub(crate) beta: &'a [T::Acc],
+    /// Factors and terms of the columns.
+    pub(crate) gamma: &'a [Block<T::Acc>],
+    pub(crate) beta: &'a [Block<T::Acc>],
     /// Whether gradients of gamma or beta are wanted.
     pub(crate) weights: bool,
     pub(crate) slots: Slots<'a, T::Acc>,
@@ -42,38 +42,24 @@ pub(crate) struct Backward<'a, 's, 'o, T: Element, W> {
     pub(crate) dbeta: Option<ArrayViewMut1<'o, W>>,
     pub(crate) accumulate: bool,
     /// The segments' sums.
-    pub(crate) partial: &'o mut [T::Acc],
+    pub(crate) segments: &'o mut [TwoPart<T::Acc>],
 }
 
 impl<T: Element, W: Element<Acc = T::Acc>> Kernel for Backward<'_, '_, '_, T, W> {
     type Output = ();
 
     fn run<S: Simd>(self, simd: S) {
-        let Self { pass, dx, dgamma, dbeta, accumulate, partial } = self;
+        let Self { pass, dx, dgamma, dbeta, accumulate, segments } = self;
         let (rows, row_length) = pass.dy.dim();
-        pass.split(simd, 0..rows, dx, partial);
-
-        let d = padded(row_length);
-        let slot = &mut *pass.slots.take();
-        let [dgamma_sums, dbeta_sums] = &mut slot.sums;
-        let finish = |sums: &mut [T::Acc], part: usize, weight: Option<ArrayViewMut1<'_, W>>| {
-            if let Some(weight) = weight {
-                merge(simd, partial, SUMS_OF_SEGMENT * d, part * d, sums);
-                write_sums(sums, accumulate, weight);
+        pass.split(simd, 0..rows, dx, segments);
+        if pass.weights {
+            let slot = &mut *pass.slots.take();
+            let total = &mut slot.sums[..row_length.div_ceil(BLOCK)];
+            merge(simd, segments, total);
+            for (which, weight) in [dgamma, dbeta].into_iter().enumerate() {
+                write(total, which, accumulate, weight.into_iter().flatten());
             }
-        };
-        join(
-            partial.len() > GRAIN,
-            || finish(&mut dgamma_sums[..d], 0, dgamma),
-            || finish(&mut dbeta_sums[..d], 2, dbeta),
-        );
-    }
-}
-
-/// Rounds sums over rows to the output, or adds them to it.
-fn write_sums<W: Element>(sums: &[W::Acc], accumulate: bool, weight: ArrayViewMut1<'_, W>) {
-    for (weight, &sum) in weight.into_iter().zip(sums) {
-        *weight = W::from_acc(if accumulate { weight.to_acc() + sum } else { sum });
+        }
     }
 }
 
@@ -84,7 +70,7 @@ impl<T: Element> Pass<'_, '_, T> {
         simd: S,
         rows: Range<usize>,
         dx: Option<ArrayViewMut2<'_, T>>,
-        partial: &mut [T::Acc],
+        sums: &mut [TwoPart<T::Acc>],
     ) {
         let (all_rows, row_length) = self.dy.dim();
         let segment = segment_rows(all_rows, row_length);
@@ -93,18 +79,17 @@ impl<T: Element> Pass<'_, '_, T> {
             return;
         }
         if segments == 1 {
-            return self.segment(simd, rows, dx, partial);
+            return self.segment(simd, rows, dx, sums);
         }
         let left = segments / 2;
         let middle = left * segment;
         let (dx, dx_right) = dx.map(|dx| dx.split_at(Axis(0), middle)).unzip();
-        let (partial, partial_right) =
-            partial.split_at_mut(left * SUMS_OF_SEGMENT * padded(row_length));
+        let (sums, sums_right) = sums.split_at_mut(left * row_length.div_ceil(BLOCK));
         let middle = rows.start + middle;
         join(
             all_rows * row_length > GRAIN,
-            || self.split(simd, rows.start..middle, dx, partial),
-            || self.split(simd, middle..rows.end, dx_right, partial_right),
+            || self.split(simd, rows.start..middle, dx, sums),
+            || self.split(simd, middle..rows.end, dx_right, sums_right),
         );
     }
 
@@ -113,120 +98,138 @@ impl<T: Element> Pass<'_, '_, T> {
         &self,
         simd: S,
         rows: Range<usize>,
-        mut dx: Option<ArrayViewMut2<'_, T>>,
-        partial: &mut [T::Acc],
+        dx: Option<ArrayViewMut2<'_, T>>,
+        running: &mut [TwoPart<T::Acc>],
     ) {
-        let d = padded(self.dy.dim().1);
         let scratch = &mut *self.slots.take();
-        scratch.sums.iter_mut().for_each(|sums| sums[..d].fill(T::Acc::ZERO));
-        partial.fill(T::Acc::ZERO);
-        let mut row = rows.start;
-        while row < rows.end {
-            let whole = row + ROWS <= rows.end;
-            let taken = if whole { ROWS } else { 1 };
-            let first = row - rows.start;
-            let dx =
-                dx.as_mut().map(|dx| dx.slice_axis_mut(Axis(0), Slice::from(first..first + taken)));
-            if whole {
-                self.group::<S, ROWS>(simd, row, dx, scratch);
-            } else {
-                self.group::<S, 1>(simd, row, dx, scratch);
-            }
-            row += taken;
-            let end_of_chunk = (row - rows.start).is_multiple_of(CHUNK) || row == rows.end;
-            if self.weights && end_of_chunk {
-                for (sums, parts) in scratch.sums.iter_mut().zip(partial.chunks_exact_mut(2 * d)) {
-                    let (high, low) = parts.split_at_mut(d);
-                    flush(simd, &mut sums[..d], high, low);
-                }
-            }
+        scratch.sums[..running.len()].fill(WeightSums::default());
+        running.fill(TwoPart::default());
+        if self.is_in_place(&dx) {
+            self.rows_in_place(simd, rows, dx, &mut scratch.sums, running);
+        } else {
+            self.rows_staged(simd, rows, dx, scratch, running);
         }
     }
 
-    /// The gradients of `N` rows from `first` on, in place if that is possible.
-    fn group<S: Simd, const N: usize>(
+    /// Whether the kernel can read and write the rows where they are.
+    fn is_in_place(&self, dx: &Option<ArrayViewMut2<'_, T>>) -> bool {
+        !matches!(self.saved, Saved::Output { .. })
+            && has_contiguous_rows(&self.source().view())
+            && has_contiguous_rows(&self.dy)
+            && self.dres.as_ref().is_none_or(has_contiguous_rows)
+            && dx.as_ref().is_none_or(|dx| has_contiguous_rows(&dx.view()))
+    }
+
+    /// x, or y in its place.
+    fn source(&self) -> &ArrayView2<'_, T> {
+        match self.saved {
+            Saved::Statistics { x, .. } | Saved::Input { x } | Saved::Output { y: x, .. } => x,
+        }
+    }
+
+    fn rows_in_place<S: Simd>(
         &self,
         simd: S,
-        first: usize,
+        rows: Range<usize>,
+        mut dx: Option<ArrayViewMut2<'_, T>>,
+        sums: &mut [WeightSums<T::Acc>],
+        running: &mut [TwoPart<T::Acc>],
+    ) {
+        let wants_dx = dx.is_some();
+        let mut dx_rows = dx.iter_mut().flat_map(|dx| dx.axis_iter_mut(Axis(0)));
+        let unsummed = |row| {
+            let (x, dy) = (slice(self.source(), row), slice(&self.dy, row));
+            Unsummed { x, dy, known: self.known(simd, row, x) }
+        };
+        let mut current = unsummed(rows.start);
+        let mut summed = sum_row(simd, current, self.sums(), self.gamma);
+        for row in rows.clone() {
+            // The last row has no next; its own sums once more cost little.
+            let next = if row + 1 < rows.end { unsummed(row + 1) } else { current };
+            let dx = dx_rows.next().and_then(ArrayViewMut1::into_slice).unwrap_or_default();
+            let dres = self.dres.as_ref().map_or(&[][..], |dres| slice(dres, row));
+            let of_row = Row { x: current.x, dy: current.dy, summed, dres, dx };
+            summed = self.gradient_row(simd, of_row, next, wants_dx, sums);
+            current = next;
+            self.flush(simd, row + 1 - rows.start, row + 1 == rows.end, sums, running);
+        }
+    }
+
+    /// By way of scratch memory in the compute type, where rows take turns: while one is computed
+    /// on, the other is the next.
+    fn rows_staged<S: Simd>(
+        &self,
+        simd: S,
+        rows: Range<usize>,
         mut dx: Option<ArrayViewMut2<'_, T>>,
         scratch: &mut Scratch<T::Acc>,
+        running: &mut [TwoPart<T::Acc>],
     ) {
-        if let Some((group, wants_dx)) = self.slices_of_group::<N>(first, &mut dx) {
-            return self.gradients(simd, first, group, wants_dx, &mut scratch.sums);
-        }
-        let row_length = self.dy.dim().1;
-        let d = padded(row_length);
-        let Scratch { staged: [x, dy, dres, staged_dx], sums } = scratch;
-        for (i, row) in (first..first + N).enumerate() {
-            let part = i * d..i * d + row_length;
-            let (Saved::Statistics { x: from, .. }
-            | Saved::Input { x: from }
-            | Saved::Output { y: from, .. }) = self.saved;
-            read_row(simd, from.index_axis(Axis(0), row), &mut x[part.clone()]);
-            if let Saved::Output { .. } = self.saved {
-                self.recover(simd, &mut x[i * d..][..d]);
-            }
-            read_row(simd, self.dy.index_axis(Axis(0), row), &mut dy[part.clone()]);
-            if let Some(from) = &self.dres {
-                read_row(simd, from.index_axis(Axis(0), row), &mut dres[part]);
-            }
-        }
-        let mut parts = staged_dx.chunks_mut(d);
-        let group: Group<'_, T::Acc, N> = Group {
-            x: from_fn(|i| &x[i * d..][..row_length]),
-            dy: from_fn(|i| &dy[i * d..][..row_length]),
-            dres: self.dres.as_ref().map(|_| from_fn(|i| &dres[i * d..][..row_length])),
-            dx: from_fn(|_| parts.next().map_or(&mut [][..], |part| &mut part[..row_length])),
-        };
-        self.gradients(simd, first, group, dx.is_some(), sums);
-        if let Some(dx) = &mut dx {
-            for (row, from) in dx.axis_iter_mut(Axis(0)).zip(staged_dx.chunks(d)) {
-                write_row(simd, &from[..row_length], row);
-            }
-        }
-    }
-
-    /// The rows where they are, if they are contiguous and in the compute type; and whether `dx` is
-    /// wanted.
-    fn slices_of_group<'a, const N: usize>(
-        &'a self,
-        first: usize,
-        dx: &'a mut Option<ArrayViewMut2<'_, T>>,
-    ) -> Option<(Group<'a, T, N>, bool)> {
-        let (Saved::Statistics { x, .. } | Saved::Input { x }) = self.saved else { return None };
-        if !in_place::<T>() {
-            return None;
-        }
+        let len = self.dy.dim().1;
         let wants_dx = dx.is_some();
-        let group = Group {
-            x: slices(x, first)?,
-            dy: slices(&self.dy, first)?,
-            dres: match &self.dres {
-                None => None,
-                Some(dres) => Some(slices(dres, first)?),
-            },
-            dx: match dx {
-                None => from_fn(|_| &mut [][..]),
-                Some(dx) => slices_mut(dx)?,
-            },
-        };
-        Some((group, wants_dx))
+        let mut dx_rows = dx.iter_mut().flat_map(|dx| dx.axis_iter_mut(Axis(0)));
+        let Scratch { x: [x, next_x], dy: [dy, next_dy], dres, dx: staged_dx, sums } = scratch;
+        let (mut x, mut next_x) = (&mut x[..len], &mut next_x[..len]);
+        let (mut dy, mut next_dy) = (&mut dy[..len], &mut next_dy[..len]);
+        let (dres, staged_dx) = (&mut dres[..len], &mut staged_dx[..len]);
+
+        self.stage(simd, rows.start, x, dy);
+        let mut known = self.known(simd, rows.start, x);
+        let first = Unsummed { x, dy, known };
+        let mut summed = sum_row(simd, first, self.sums(), self.gamma);
+        for row in rows.clone() {
+            if row + 1 < rows.end {
+                self.stage(simd, row + 1, next_x, next_dy);
+                known = self.known(simd, row + 1, next_x);
+            }
+            if let Some(from) = &self.dres {
+                read_row(simd, from.index_axis(Axis(0), row), dres);
+            }
+            let next = Unsummed { x: next_x, dy: next_dy, known };
+            let of_row = Row { x, dy, summed, dres, dx: staged_dx };
+            summed = self.gradient_row(simd, of_row, next, wants_dx, sums);
+            if let Some(dx) = dx_rows.next() {
+                write_row(simd, staged_dx, dx);
+            }
+            swap(&mut x, &mut next_x);
+            swap(&mut dy, &mut next_dy);
+            self.flush(simd, row + 1 - rows.start, row + 1 == rows.end, sums, running);
+        }
     }
 
-    /// `x_hat = (y - beta) / gamma` in the place of a padded row of `y` (eq. 12).
+    /// Reads `x`, or recovers `x_hat`, and `dy` of a row.
+    fn stage<S: Simd>(&self, simd: S, row: usize, x: &mut [T::Acc], dy: &mut [T::Acc]) {
+        read_row(simd, self.source().index_axis(Axis(0), row), x);
+        if let Saved::Output { .. } = self.saved {
+            self.recover(simd, x);
+        }
+        read_row(simd, self.dy.index_axis(Axis(0), row), dy);
+    }
+
+    /// Adds the sums of a chunk to those of the segment, at the end of a chunk.
+    fn flush<S: Simd>(
+        &self,
+        simd: S,
+        rows: usize,
+        is_last: bool,
+        sums: &mut [WeightSums<T::Acc>],
+        running: &mut [TwoPart<T::Acc>],
+    ) {
+        if self.weights && (is_last || rows.is_multiple_of(CHUNK)) {
+            flush(simd, sums, running);
+        }
+    }
+
+    /// `x_hat = (y - beta) / gamma` in the place of a row of `y` (eq. 12).
     fn recover<S: Simd>(&self, simd: S, row: &mut [T::Acc]) {
         simd.vectorize(
             #[inline(always)]
             || {
-                let weights = blocks(self.gamma).iter().zip(blocks(self.beta));
-                for (y, (gamma, beta)) in blocks_mut(row).iter_mut().zip(weights) {
-                    for_each_vector::<S, T::Acc>(
-                        #[inline(always)]
-                        |lane| {
-                            let shifted = load(simd, y, lane) - load(simd, beta, lane);
-                            store::<S, T::Acc>(shifted / load(simd, gamma, lane), y, lane);
-                        },
-                    );
+                let columns = self.gamma.iter().zip(self.beta);
+                for (y, (Block(gamma), Block(beta))) in row.chunks_mut(BLOCK).zip(columns) {
+                    for ((y, &gamma), &beta) in y.iter_mut().zip(gamma).zip(beta) {
+                        *y = (*y - beta) / gamma;
+                    }
                 }
             },
         );
@@ -262,29 +265,27 @@ impl<T: Element> Pass<'_, '_, T> {
         }
     }
 
-    fn gradients<S: Simd, E: Element<Acc = T::Acc>, const N: usize>(
+    fn sums(&self) -> Sums {
+        let centre_gradient = self.kind == Kind::LayerNorm;
+        let recentre = centre_gradient && matches!(self.saved, Saved::Statistics { .. });
+        Sums { centre_gradient, recentre }
+    }
+
+    fn gradient_row<S: Simd, E: Element<Acc = T::Acc>>(
         &self,
         simd: S,
-        first: usize,
-        group: Group<'_, E, N>,
+        row: Row<'_, E>,
+        next: Unsummed<'_, E>,
         wants_dx: bool,
-        sums: &mut [Vec<T::Acc>; 2],
-    ) {
-        let known = from_fn(|i| self.known(simd, first + i, group.x[i]));
-        let of_row = Sums {
-            centre_gradient: self.kind == Kind::LayerNorm,
-            recentre: self.kind == Kind::LayerNorm
-                && matches!(self.saved, Saved::Statistics { .. }),
-        };
-        let [dgamma, dbeta] = sums;
-        let weights = WeightSums { dgamma, dbeta };
+        weights: &mut [WeightSums<T::Acc>],
+    ) -> Summed<T::Acc> {
         let run = match (wants_dx, self.weights, self.dres.is_some()) {
-            (true, true, false) => gradient_rows::<S, E, N, true, true, false>,
-            (true, true, true) => gradient_rows::<S, E, N, true, true, true>,
-            (true, false, false) => gradient_rows::<S, E, N, true, false, false>,
-            (true, false, true) => gradient_rows::<S, E, N, true, false, true>,
-            (false, ..) => gradient_rows::<S, E, N, false, true, false>,
+            (true, true, false) => gradient_row::<S, E, true, true, false>,
+            (true, true, true) => gradient_row::<S, E, true, true, true>,
+            (true, false, false) => gradient_row::<S, E, true, false, false>,
+            (true, false, true) => gradient_row::<S, E, true, false, true>,
+            (false, ..) => gradient_row::<S, E, false, true, false>,
         };
-        run(simd, known, of_row, self.gamma, group, weights);
+        run(simd, row, next, self.sums(), self.gamma, weights)
     }
 }

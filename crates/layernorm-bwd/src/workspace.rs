@@ -4,34 +4,32 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tensor_utils::{Float, Isa, IsaError, try_vec};
 
-use crate::blocks::BLOCK;
-use crate::segments::{ROWS, most_segments};
+use crate::blocks::{BLOCK, Block, WeightSums};
+use crate::column_sums::TwoPart;
+use crate::segments::most_segments;
 use crate::{Error, Tiling};
-
-/// Sums that a segment keeps: for dgamma and dbeta, each in two parts.
-pub(crate) const SUMS_OF_SEGMENT: usize = 4;
 
 /// Scratch memory for the `_into` functions, which allocate nothing themselves.
 ///
-/// With `d` the row length rounded up to 16, `w` the bytes of the compute type, `t` the threads of
+/// With `d` the row length, `e` the same rounded up to 16, `w` the bytes of the compute type, `t` the threads of
 /// the rayon pool it is made in and `s` the segments that the rows are summed in (at most 32, and
 /// one for every 32 rows or 16384 elements), it takes
 ///
 /// ```text
-/// w d (2 + 10 t + 4 s)  bytes:
+/// w (6 t d + (2 + 2 t + 4 s) e)  bytes:
 /// ```
 ///
-/// 2.5 MB for many rows of 4096 `f32` and two threads. A call from a larger pool is correct but
+/// 2.4 MB for many rows of 4096 `f32` and two threads. A call from a larger pool is correct but
 /// waits for scratch memory.
 #[derive(Debug)]
 pub struct Workspace<A: Float> {
     isa: Isa,
     rows: usize,
     row_length: usize,
-    /// Factors and terms of the columns.
-    columns: Vec<A>,
-    /// [`SUMS_OF_SEGMENT`] rows for each segment.
-    partial: Vec<A>,
+    gamma: Vec<Block<A>>,
+    beta: Vec<Block<A>>,
+    /// Sums of each segment.
+    segments: Vec<TwoPart<A>>,
     slots: Vec<Mutex<Scratch<A>>>,
 }
 
@@ -39,10 +37,10 @@ pub struct Workspace<A: Float> {
 #[derive(Debug)]
 pub(crate) struct Parts<'a, A> {
     pub(crate) isa: Isa,
-    /// Each of the padded length.
-    pub(crate) gamma: &'a mut [A],
-    pub(crate) beta: &'a mut [A],
-    pub(crate) partial: &'a mut [A],
+    /// Factors and terms of the columns.
+    pub(crate) gamma: &'a mut [Block<A>],
+    pub(crate) beta: &'a mut [Block<A>],
+    pub(crate) segments: &'a mut [TwoPart<A>],
     pub(crate) slots: Slots<'a, A>,
 }
 
@@ -53,15 +51,13 @@ pub(crate) struct Slots<'a, A>(&'a [Mutex<Scratch<A>>]);
 /// Scratch memory of one thread.
 #[derive(Debug)]
 pub(crate) struct Scratch<A> {
-    /// Rows of x, dy, dres and dx in the compute type, [`ROWS`] of each.
-    pub(crate) staged: [Vec<A>; 4],
-    /// Sums of a chunk of rows, for dgamma and dbeta.
-    pub(crate) sums: [Vec<A>; 2],
-}
-
-/// The length of rows of scratch memory.
-pub(crate) fn padded(row_length: usize) -> usize {
-    row_length.next_multiple_of(BLOCK)
+    /// Rows in the compute type: one to compute on and the next.
+    pub(crate) x: [Vec<A>; 2],
+    pub(crate) dy: [Vec<A>; 2],
+    pub(crate) dres: Vec<A>,
+    pub(crate) dx: Vec<A>,
+    /// Sums of a chunk of rows.
+    pub(crate) sums: Vec<WeightSums<A>>,
 }
 
 impl<A: Float> Workspace<A> {
@@ -76,19 +72,21 @@ impl<A: Float> Workspace<A> {
             Some(isa) if isa.is_available() => isa,
             Some(isa) => return Err(IsaError::Unavailable(isa).into()),
         };
-        // What cannot be padded cannot be allocated either.
-        let d = row_length.checked_next_multiple_of(BLOCK).unwrap_or(usize::MAX);
-        let zeros = |rows: usize| try_vec("workspace", &[rows, d]);
+        let blocks = row_length.div_ceil(BLOCK);
+        let columns = || try_vec("workspace", &[blocks]);
+        let row = || try_vec("workspace", &[row_length]);
         let scratch = || -> Result<_, Error> {
-            let staged = [zeros(ROWS)?, zeros(ROWS)?, zeros(ROWS)?, zeros(ROWS)?];
-            Ok(Mutex::new(Scratch { staged, sums: [zeros(1)?, zeros(1)?] }))
+            let (x, dy) = ([row()?, row()?], [row()?, row()?]);
+            let sums = try_vec("workspace", &[blocks])?;
+            Ok(Mutex::new(Scratch { x, dy, dres: row()?, dx: row()?, sums }))
         };
         Ok(Self {
             isa,
             rows,
             row_length,
-            columns: zeros(2)?,
-            partial: zeros(SUMS_OF_SEGMENT * most_segments(rows, row_length))?,
+            gamma: columns()?,
+            beta: columns()?,
+            segments: try_vec("workspace", &[most_segments(rows, row_length), blocks])?,
             slots: (0..rayon::current_num_threads())
                 .map(|_| scratch())
                 .collect::<Result<_, _>>()?,
@@ -97,8 +95,12 @@ impl<A: Float> Workspace<A> {
 
     /// Its size in bytes.
     pub fn bytes(&self) -> usize {
-        let slots = self.slots.len() * (4 * ROWS + 2) * padded(self.row_length);
-        (self.columns.len() + self.partial.len() + slots) * size_of::<A>()
+        let rows = 6 * size_of::<A>() * self.row_length;
+        let sums = size_of::<WeightSums<A>>() * self.gamma.len();
+        size_of_val(&*self.gamma)
+            + size_of_val(&*self.beta)
+            + size_of_val(&*self.segments)
+            + self.slots.len() * (rows + sums)
     }
 
     /// The instruction set it was made for.
@@ -121,13 +123,12 @@ impl<A: Float> Workspace<A> {
 
     /// The parts for rows of `row_length` in `segments` segments.
     pub(crate) fn parts(&mut self, row_length: usize, segments: usize) -> Parts<'_, A> {
-        let d = padded(row_length);
-        let (gamma, rest) = self.columns.split_at_mut(d);
+        let blocks = row_length.div_ceil(BLOCK);
         Parts {
             isa: self.isa,
-            gamma,
-            beta: &mut rest[..d],
-            partial: &mut self.partial[..SUMS_OF_SEGMENT * segments * d],
+            gamma: &mut self.gamma[..blocks],
+            beta: &mut self.beta[..blocks],
+            segments: &mut self.segments[..segments * blocks],
             slots: Slots(&self.slots),
         }
     }

@@ -35,7 +35,8 @@ fn check<T: Element>(rows: usize, d: usize, threads: usize, segments: usize) {
         ALLOC.reset_peak();
         let workspace = Workspace::new(rows, d, &Tiling::default()).unwrap();
         let padded = d.next_multiple_of(16);
-        let formula = size_of::<T::Acc>() * padded * (2 + 10 * threads + 4 * segments);
+        let formula =
+            size_of::<T::Acc>() * (6 * threads * d + (2 + 2 * threads + 4 * segments) * padded);
         assert_eq!(workspace.bytes(), formula, "{rows} x {d}, {threads} threads");
         let peak = ALLOC.peak_above_baseline();
         assert!((formula..formula + 1000 * threads).contains(&peak), "{peak} for {formula}");
