@@ -4,6 +4,7 @@
 mod config;
 mod error;
 mod options;
+mod packed;
 mod quantize;
 mod reference;
 mod weights;
@@ -13,11 +14,12 @@ pub use config::{Config, Preset};
 pub use weights::{LayerWeights, Named, Weights};
 
 // Ternary matrices.
-pub use options::{Projection, Rule};
+pub use options::{Projection, Rule, Tiling};
+pub use packed::{Activations, PackedMatrix};
 pub use quantize::{Counts, Ternary};
 
 // Oracle.
-pub use reference::project_reference;
+pub use reference::{activations_reference, matmul_reference, project_reference};
 
 // Errors.
 pub use error::Error;

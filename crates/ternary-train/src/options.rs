@@ -4,6 +4,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use tensor_utils::Isa;
+
 use crate::Error;
 
 /// How a matrix is made ternary.
@@ -63,4 +65,11 @@ impl FromStr for Rule {
             .find(|rule| rule.name() == name)
             .ok_or_else(|| Error::option("rule", "absmean, twn or optimal", name))
     }
+}
+
+/// How the work is done. It changes no bits of packed products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tiling {
+    /// Instruction set. `None`: [`Isa::active`].
+    pub isa: Option<Isa>,
 }

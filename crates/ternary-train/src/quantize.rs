@@ -251,6 +251,25 @@ impl Ternary {
         Ok(Self { codes, scales, group })
     }
 
+    /// Checks that the parts fit each other.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for the scales, [`Error::Option`] for the group size, a code outside -1, 0
+    /// and 1, or a scale that is negative or that f16 does not hold exactly.
+    pub fn check(&self) -> Result<(), Error> {
+        Projection { group: self.group, ..Projection::default() }.check()?;
+        let (rows, columns) = self.codes.dim();
+        check_shape("scales", self.scales.shape(), &[rows, columns.div_ceil(self.group)])?;
+        if let Some(code) = self.codes.iter().find(|code| !(-1..=1).contains(*code)) {
+            return Err(Error::option("codes", "-1, 0 or 1", code));
+        }
+        let holds = |s: f32| s >= 0.0 && s.is_finite() && f16::from_f32(s).to_f32() == s;
+        match self.scales.iter().find(|&&scale| !holds(scale)) {
+            Some(scale) => Err(Error::option("scales", "at least 0 and exact in f16", scale)),
+            None => Ok(()),
+        }
+    }
+
     /// The weights, `code * scale`.
     ///
     /// # Errors

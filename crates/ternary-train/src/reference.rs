@@ -29,3 +29,34 @@ pub fn project_reference(w: ArrayView2<'_, f32>, group: usize) -> (Array2<i8>, A
     }
     (codes, scales)
 }
+
+/// `x` `[tokens, columns]` in int8, a scale for each token: the integers and the scales.
+pub fn activations_reference(x: ArrayView2<'_, f32>) -> (Array2<i8>, Vec<f32>) {
+    let mut q = Array2::zeros(x.dim());
+    let mut scales = Vec::new();
+    for (i, row) in x.outer_iter().enumerate() {
+        let most = row.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+        scales.push(most / 127.0);
+        for (j, &x) in row.iter().enumerate() {
+            q[[i, j]] = if most == 0.0 { 0 } else { (x * (127.0 / most)).round_ties_even() as i8 };
+        }
+    }
+    (q, scales)
+}
+
+/// `y = x W^T` `[tokens, rows]` in f64, for a ternary matrix `codes` `[rows, columns]` with `scales`
+/// `[rows, ceil(columns / group)]`.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn matmul_reference(
+    codes: ArrayView2<'_, i8>,
+    scales: ArrayView2<'_, f32>,
+    group: usize,
+    x: ArrayView2<'_, f64>,
+) -> Array2<f64> {
+    Array2::from_shape_fn((x.nrows(), codes.nrows()), |(t, i)| {
+        let weight = |j| f64::from(codes[[i, j]]) * f64::from(scales[[i, j / group]]);
+        (0..x.ncols()).map(|j| x[[t, j]] * weight(j)).sum()
+    })
+}
