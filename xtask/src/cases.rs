@@ -12,6 +12,7 @@ mod file;
 mod inputs;
 mod layernorm_bwd;
 mod tensor;
+mod ternary;
 
 use std::any::Any;
 use std::fs;
@@ -45,6 +46,8 @@ const KERNELS: &[Kernel] = &[
     Kernel { name: "attn-flash", package: "attn-flash", run: attn_flash::run },
     Kernel { name: "attn-flash-bwd", package: "attn-flash-bwd", run: attn_flash_bwd::run },
     Kernel { name: "layernorm-bwd", package: "layernorm-bwd", run: layernorm_bwd::run },
+    Kernel { name: "ternary-quantize", package: "ternary-train", run: ternary::quantize },
+    Kernel { name: "ternary-matmul", package: "ternary-train", run: ternary::matmul },
 ];
 
 /// What came of a case that could be run.
