@@ -8,6 +8,7 @@
 mod attn_flash;
 mod attn_flash_bwd;
 mod check;
+mod dflash;
 mod file;
 mod inputs;
 mod layernorm_bwd;
@@ -48,6 +49,7 @@ const KERNELS: &[Kernel] = &[
     Kernel { name: "layernorm-bwd", package: "layernorm-bwd", run: layernorm_bwd::run },
     Kernel { name: "ternary-quantize", package: "ternary-train", run: ternary::quantize },
     Kernel { name: "ternary-matmul", package: "ternary-train", run: ternary::matmul },
+    Kernel { name: "dflash", package: "dflash", run: dflash::run },
 ];
 
 /// What came of a case that could be run.

@@ -1,0 +1,151 @@
+//! Trees whose nodes were drawn at random from a drafter's distributions.
+
+use tensor_utils::check_shape;
+
+use crate::error::invalid;
+use crate::{Choices, Error, Law, MAX_NODES, TokenTree};
+
+/// How the children of one node were drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Siblings {
+    /// Each from the whole law, so that a token may be drawn again (with replacement).
+    Independent,
+    /// Each from the law without the tokens drawn before it (without replacement).
+    Distinct,
+}
+
+/// A tree with the laws it was drawn from, which [`accept_drawn`](crate::accept_drawn) needs.
+///
+/// A token that [`Siblings::Independent`] drew again is the same node again: the tree has it once,
+/// the list of draws twice. Forgetting the second would change the output's distribution.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DrawnTree {
+    tree: TokenTree,
+    siblings: Siblings,
+    /// For each row: the law of its children.
+    laws: Vec<Law>,
+    /// For each row: its children in the order in which they were drawn.
+    draws: Vec<Vec<usize>>,
+}
+
+impl DrawnTree {
+    /// Draws a tree: `widths[d]` children for each node of depth `d` (the last prompt token has
+    /// depth 0), level by level, up to `max_nodes` nodes.
+    ///
+    /// `draft` gives the law of the token after a path of tokens below the prompt. Where a law has
+    /// fewer tokens than distinct children are wanted, there are fewer.
+    ///
+    /// # Errors
+    /// What `draft` reports; [`Error::TooManyNodes`] for a limit above [`MAX_NODES`].
+    pub fn draw(
+        widths: &[usize],
+        siblings: Siblings,
+        max_nodes: usize,
+        mut draft: impl FnMut(&[u32]) -> Result<Law, Error>,
+        choices: &mut impl Choices,
+    ) -> Result<Self, Error> {
+        if max_nodes > MAX_NODES {
+            return Err(Error::TooManyNodes { limit: MAX_NODES, got: max_nodes });
+        }
+        let (mut tokens, mut parents) = (Vec::new(), Vec::new());
+        let mut laws = vec![Law::default()];
+        let mut draws = vec![Vec::new()];
+        let mut paths: Vec<Vec<u32>> = vec![Vec::new()];
+        let mut row = 0;
+        while row < paths.len() {
+            let width = widths.get(paths[row].len()).copied().unwrap_or(0);
+            if width > 0 && tokens.len() < max_nodes {
+                let law = draft(&paths[row])?;
+                let mut left = law.clone();
+                for _ in 0..width {
+                    // Before the draw: to stop because of what was drawn would bend its law.
+                    if tokens.len() == max_nodes {
+                        break;
+                    }
+                    let Some(token) = left.draw(choices) else { break };
+                    let known = draws[row].iter().copied().find(|&node| tokens[node] == token);
+                    let node = match known {
+                        Some(node) => node,
+                        None => {
+                            tokens.push(token);
+                            parents.push(row as i64 - 1);
+                            laws.push(Law::default());
+                            draws.push(Vec::new());
+                            let mut path = paths[row].clone();
+                            path.push(token);
+                            paths.push(path);
+                            tokens.len() - 1
+                        }
+                    };
+                    draws[row].push(node);
+                    if siblings == Siblings::Distinct {
+                        left = left.without(token);
+                    }
+                }
+                laws[row] = law;
+            }
+            row += 1;
+        }
+        Ok(Self { tree: TokenTree::new(&tokens, &parents)?, siblings, laws, draws })
+    }
+
+    /// From drafts that were drawn elsewhere: for each row the law and the children, in the order
+    /// in which they were drawn.
+    ///
+    /// The result is only as exact as the claim that the draws came from these laws; greedy or
+    /// top-k choices did not, and belong to [`accept_matching`](crate::accept_matching).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless there is one law and one list a row, [`Error::NotALaw`] if a draw has
+    /// probability 0, [`Error::Option`] if a list does not hold the row's children, or
+    /// repeats one that is to be distinct.
+    pub fn from_draws(
+        tree: TokenTree,
+        siblings: Siblings,
+        laws: Vec<Law>,
+        draws: Vec<Vec<usize>>,
+    ) -> Result<Self, Error> {
+        check_shape("laws", &[laws.len()], &[tree.rows()])?;
+        check_shape("draws", &[draws.len()], &[tree.rows()])?;
+        for (row, list) in draws.iter().enumerate() {
+            let mut sorted = list.clone();
+            sorted.sort_unstable();
+            if siblings == Siblings::Independent {
+                sorted.dedup();
+            }
+            if sorted != tree.children(row) {
+                let expected = format!("the children {:?} of row {row}", tree.children(row));
+                return Err(invalid("draws", expected, format!("{list:?}")));
+            }
+            for &node in list {
+                let token = tree.tokens()[node];
+                if laws[row].probability(token) <= 0.0 {
+                    let problem = format!("token {token}, drawn in row {row}, has probability 0");
+                    return Err(Error::NotALaw { arg: "laws", problem });
+                }
+            }
+        }
+        Ok(Self { tree, siblings, laws, draws })
+    }
+
+    /// The tree.
+    pub fn tree(&self) -> &TokenTree {
+        &self.tree
+    }
+
+    /// How siblings were drawn.
+    pub fn siblings(&self) -> Siblings {
+        self.siblings
+    }
+
+    /// The law of the children of a row; `None` for a row that does not exist.
+    pub fn law(&self, row: usize) -> Option<&Law> {
+        self.laws.get(row)
+    }
+
+    /// The children of a row in the order in which they were drawn; none for a row that does not
+    /// exist.
+    pub fn draws(&self, row: usize) -> &[usize] {
+        self.draws.get(row).map_or(&[], Vec::as_slice)
+    }
+}

@@ -1,0 +1,38 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod argmax;
+mod best_first;
+mod budget;
+mod choices;
+mod drawn;
+mod error;
+mod greedy;
+mod law;
+mod options;
+mod reference;
+mod stochastic;
+mod tree;
+
+pub mod exact;
+pub mod formats;
+
+// Trees.
+pub use best_first::{Candidate, ScoredTree, best_first, best_first_by};
+pub use budget::{Budget, CostCurve, choose_budget};
+pub use drawn::{DrawnTree, Siblings};
+pub use tree::{MAX_NODES, TokenTree, build_tree_mask};
+
+// Acceptance.
+pub use argmax::argmax;
+pub use choices::{Choices, Random};
+pub use greedy::{Accepted, accept_greedy, accept_greedy_batch, row_offsets};
+pub use law::Law;
+pub use stochastic::{accept_drawn, accept_drawn_by, accept_matching, accept_matching_by};
+
+// Oracles.
+pub use reference::{accept_greedy_reference, best_paths_reference, tree_mask_reference};
+
+// Options and errors.
+pub use error::Error;
+pub use options::Sampling;
