@@ -6,7 +6,6 @@
 
 use std::ops::Range;
 
-use attn_flash::Mask;
 use ndarray::{ArrayViewMut4, ArrayViewMutD, Axis, Ix4};
 use tensor_utils::simd::Simd;
 use tensor_utils::{Element, Float};
@@ -16,8 +15,8 @@ use crate::run::Pass;
 use crate::workspace::{BAND, Scratch};
 
 /// The pass that the gradient belongs to, and delta of all rows.
-pub(crate) struct BiasGradient<'a, 'p, 'c, 's, 'i, S, T: Element, M> {
-    pass: &'a Pass<'p, 'c, 's, 'i, S, T, M>,
+pub(crate) struct BiasGradient<'a, 'p, 'c, 's, 'i, S, T: Element> {
+    pass: &'a Pass<'p, 'c, 's, 'i, S, T>,
     delta: &'a [T::Acc],
     /// Along which axes the bias is repeated.
     broadcast: [bool; 4],
@@ -27,10 +26,10 @@ pub(crate) struct BiasGradient<'a, 'p, 'c, 's, 'i, S, T: Element, M> {
 #[derive(Debug, Clone, Copy)]
 struct Origin([usize; 4]);
 
-impl<S: Simd, T: Element, M: Mask> BiasGradient<'_, '_, '_, '_, '_, S, T, M> {
+impl<S: Simd, T: Element> BiasGradient<'_, '_, '_, '_, '_, S, T> {
     /// Overwrites `dbias`, in the shape of the bias.
     pub(crate) fn run(
-        pass: &Pass<'_, '_, '_, '_, S, T, M>,
+        pass: &Pass<'_, '_, '_, '_, S, T>,
         delta: &[T::Acc],
         mut dbias: ArrayViewMutD<'_, T>,
     ) {

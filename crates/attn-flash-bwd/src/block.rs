@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use attn_flash::internals::{Call, Sequence};
-use attn_flash::{Coverage, Mask, Tile};
+use attn_flash::{Coverage, Tile};
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2};
 use tensor_utils::simd::Simd;
 use tensor_utils::tile::pack::{
@@ -18,9 +18,9 @@ use crate::products::{
 use crate::workspace::{BAND, Scratch};
 
 /// One query head, seen through the options.
-pub(crate) struct Head<'a, 'c, S, T: Element, M> {
+pub(crate) struct Head<'a, 'c, S, T: Element> {
     pub(crate) simd: S,
-    pub(crate) call: &'a Call<'c, T, M>,
+    pub(crate) call: &'a Call<'c, T>,
     pub(crate) sequence: Sequence,
     /// Index of the query head.
     pub(crate) head: usize,
@@ -62,7 +62,7 @@ pub(crate) struct Band {
     finite: bool,
 }
 
-impl<S: Simd, T: Element, M: Mask> Head<'_, '_, S, T, M> {
+impl<S: Simd, T: Element> Head<'_, '_, S, T> {
     /// Stride of rows of queries and keys in the scratch.
     pub(crate) fn d(&self) -> usize {
         row_stride::<S, T::Acc>(self.call.sizes.d)
@@ -74,7 +74,7 @@ impl<S: Simd, T: Element, M: Mask> Head<'_, '_, S, T, M> {
     }
 
     /// The key blocks, as ranges of keys.
-    pub(crate) fn key_blocks(&self) -> impl Iterator<Item = Range<usize>> + use<S, T, M> {
+    pub(crate) fn key_blocks(&self) -> impl Iterator<Item = Range<usize>> + use<S, T> {
         let (keys, size) = (self.sequence.keys, self.key_block);
         (0..keys).step_by(size).map(move |start| start..keys.min(start + size))
     }

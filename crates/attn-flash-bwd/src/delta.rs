@@ -1,7 +1,6 @@
 //! `delta_i = sum_j P_ij dP_ij`, in two ways, and the gradient of the sinks, which needs nothing
 //! else.
 
-use attn_flash::Mask;
 use attn_flash::internals::Sizes;
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut1};
 use rayon::prelude::*;
@@ -33,8 +32,8 @@ pub(crate) fn saved_output_delta<T: Element>(
 }
 
 /// The sum itself, block by block of keys: `P` and `dP` are computed for it and thrown away.
-pub(crate) fn two_pass_delta<S: Simd, T: Element, M: Mask>(
-    head: &Head<'_, '_, S, T, M>,
+pub(crate) fn two_pass_delta<S: Simd, T: Element>(
+    head: &Head<'_, '_, S, T>,
     query_block: usize,
     slots: &Slots<T::Acc>,
     delta: &mut [T::Acc],

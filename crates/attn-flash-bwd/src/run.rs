@@ -1,5 +1,6 @@
 //! A checked call: shares the batch out over threads, head group by head group.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use attn_flash::internals::{Call, Sequence, Sizes, sequence};
@@ -9,7 +10,9 @@ use ndarray::{
     ArrayViewMutD, Axis, Dimension, Ix3, Ix4, RemoveAxis, Zip,
 };
 use tensor_utils::simd::Simd;
-use tensor_utils::{Element, Float, Kernel, check_shape, dispatch};
+use tensor_utils::{
+    Element, Float, Instances, IsaError, Kernel, PerElement, check_shape, dispatch,
+};
 
 use crate::bias_gradient::BiasGradient;
 use crate::block::{Head, Target};
@@ -227,23 +230,54 @@ pub(crate) fn run<T: Element, M: Mask>(
         dsinks.into_iter().for_each(|mut dsinks| dsinks.fill(T::Acc::ZERO));
         return Ok(());
     }
-    let isa = workspace.isa();
-    dispatch(isa, Backward { call: &call, saved, outputs, dbias, workspace })?;
+    Backward { call: &call, saved, outputs, dbias, workspace }.compute()?;
     if let (Some(dsinks), Some(sinks)) = (dsinks, call.sinks) {
         sink_gradients(saved, sizes, sinks, &workspace.delta, dsinks);
     }
     Ok(())
 }
 
-struct Backward<'a, 'c, 'o, 'd, 's, 'i, T: Element, M> {
-    call: &'a Call<'c, T, M>,
+/// A call, ready to run on any instruction set.
+struct Backward<'a, 'c, 'o, 'd, 's, 'i, T: Element> {
+    call: &'a Call<'c, T>,
     saved: &'a Saved<'s, 'i, T>,
     outputs: Outputs<'o, T>,
     dbias: Option<ArrayViewMutD<'d, T>>,
     workspace: &'a mut Workspace<T>,
 }
 
-impl<T: Element, M: Mask> Kernel for Backward<'_, '_, '_, '_, '_, '_, T, M> {
+/// [`Backward`] for each element type.
+struct AnyBackward<'a, 'c, 'o, 'd, 's, 'i>(
+    PhantomData<(&'a &'c (), &'a &'s &'i (), &'o (), &'d ())>,
+);
+
+impl<'a, 'c, 'o, 'd, 's, 'i> PerElement for AnyBackward<'a, 'c, 'o, 'd, 's, 'i> {
+    type Arguments<T: Element> = Backward<'a, 'c, 'o, 'd, 's, 'i, T>;
+    type Output = Result<(), IsaError>;
+}
+
+#[inline(never)]
+fn instances<'a, 'c, 'o, 'd, 's, 'i>() -> Instances<AnyBackward<'a, 'c, 'o, 'd, 's, 'i>> {
+    Instances {
+        f32: Backward::dispatch,
+        f64: Backward::dispatch,
+        bf16: Backward::dispatch,
+        f16: Backward::dispatch,
+    }
+}
+
+impl<T: Element> Backward<'_, '_, '_, '_, '_, '_, T> {
+    /// Runs the call on the instruction set of its workspace.
+    fn compute(self) -> Result<(), IsaError> {
+        T::instance(&instances())(self)
+    }
+
+    fn dispatch(self) -> Result<(), IsaError> {
+        dispatch(self.workspace.isa(), self)
+    }
+}
+
+impl<T: Element> Kernel for Backward<'_, '_, '_, '_, '_, '_, T> {
     type Output = ();
 
     fn run<S: Simd>(self, simd: S) {
@@ -273,9 +307,9 @@ impl<T: Element, M: Mask> Kernel for Backward<'_, '_, '_, '_, '_, '_, T, M> {
 }
 
 /// What all parts of the pass have in common.
-pub(crate) struct Pass<'a, 'c, 's, 'i, S, T: Element, M> {
+pub(crate) struct Pass<'a, 'c, 's, 'i, S, T: Element> {
     pub(crate) simd: S,
-    pub(crate) call: &'a Call<'c, T, M>,
+    pub(crate) call: &'a Call<'c, T>,
     pub(crate) saved: &'a Saved<'s, 'i, T>,
     pub(crate) slots: &'a Slots<T::Acc>,
     pub(crate) query_block: usize,
@@ -283,7 +317,7 @@ pub(crate) struct Pass<'a, 'c, 's, 'i, S, T: Element, M> {
     two_pass: bool,
 }
 
-impl<'c, S: Simd, T: Element, M: Mask> Pass<'_, 'c, '_, '_, S, T, M> {
+impl<'c, S: Simd, T: Element> Pass<'_, 'c, '_, '_, S, T> {
     /// Where delta of a head of an entry begins: entry by entry, head by head.
     pub(crate) fn delta_start(&self, entry: usize, head: usize) -> usize {
         let heads = self.call.sizes.heads;
@@ -308,7 +342,7 @@ impl<'c, S: Simd, T: Element, M: Mask> Pass<'_, 'c, '_, '_, S, T, M> {
         sequence: Sequence,
         head: usize,
         target: Target,
-    ) -> Head<'e, 'c, S, T, M> {
+    ) -> Head<'e, 'c, S, T> {
         let key_head = head / self.call.sizes.group();
         Head {
             simd: self.simd,

@@ -6,7 +6,6 @@
 //! every sum grows in the order of the steps, whoever computes what. That gives the same bits for
 //! any number of threads, without partial sums to store, and splits a single head over threads.
 
-use attn_flash::Mask;
 use ndarray::{ArrayViewMut2, Axis};
 use tensor_utils::simd::Simd;
 use tensor_utils::tile::panel_width;
@@ -16,8 +15,8 @@ use crate::block::{Head, bands, load_rows, store_rows};
 use crate::workspace::Slots;
 
 /// A head and where its gradients add up.
-pub(crate) struct Schedule<'a, 'h, 'c, S, T: Element, M> {
-    pub(crate) head: &'a Head<'h, 'c, S, T, M>,
+pub(crate) struct Schedule<'a, 'h, 'c, S, T: Element> {
+    pub(crate) head: &'a Head<'h, 'c, S, T>,
     /// `[N]`.
     pub(crate) delta: &'a [T::Acc],
     pub(crate) query_block: usize,
@@ -50,7 +49,7 @@ fn split_rows<A>(
     array.split_at(Axis(0), rows)
 }
 
-impl<S: Simd, T: Element, M: Mask> Schedule<'_, '_, '_, S, T, M> {
+impl<S: Simd, T: Element> Schedule<'_, '_, '_, S, T> {
     /// Adds the head's gradients to `dq` `[N, D]`, `dk` `[M, D]` and `dv` `[M, E]`.
     pub(crate) fn run(
         &self,

@@ -3,11 +3,11 @@
 use ndarray::{
     Array2, Array3, Array4, ArrayView3, ArrayView4, ArrayViewMut2, ArrayViewMut3, ArrayViewMut4,
 };
-use tensor_utils::{Element, check_shape, dispatch, try_array};
+use tensor_utils::{Element, check_shape, try_array};
 
 use crate::batch::Batch;
 use crate::call::{Call, Sizes, check_sizes, invalid};
-use crate::observe::{Blind, Observer};
+use crate::observe::Observer;
 use crate::split::{Forward, Outputs};
 use crate::{Error, Mask, Options, Tiling, Workspace};
 
@@ -107,12 +107,12 @@ pub fn attention_into<T: Element, M: Mask>(
     options: &Options<'_, T, M>,
     workspace: &mut Workspace<T::Acc>,
 ) -> Result<(), Error> {
-    attention_observed(o, lse, q, k, v, options, workspace, &Blind)
+    attention_observed(o, lse, q, k, v, options, workspace, None)
 }
 
 /// [`attention_into`] with a look at the state of every row after every block of keys.
 #[doc(hidden)]
-pub fn attention_observed<T: Element, M: Mask, O: Observer<T::Acc>>(
+pub fn attention_observed<T: Element, M: Mask>(
     o: ArrayViewMut4<'_, T>,
     lse: ArrayViewMut3<'_, T::Acc>,
     q: ArrayView4<'_, T>,
@@ -120,7 +120,7 @@ pub fn attention_observed<T: Element, M: Mask, O: Observer<T::Acc>>(
     v: ArrayView4<'_, T>,
     options: &Options<'_, T, M>,
     workspace: &mut Workspace<T::Acc>,
-    observer: &O,
+    observer: Option<&dyn Observer<T::Acc>>,
 ) -> Result<(), Error> {
     let (batch, heads, queries, d) = q.dim();
     let (_, key_heads, keys, _) = k.dim();
@@ -208,7 +208,7 @@ pub fn attention_varlen_into<T: Element, M: Mask>(
     check_shape("o", o.shape(), &[total_queries, heads, e])?;
     check_shape("lse", lse.shape(), &[total_queries, heads])?;
     let batch = Batch::Packed { q, k, v, query_offsets, key_offsets };
-    forward(sizes, &batch, Outputs::Packed { o, lse }, options, workspace, &Blind)
+    forward(sizes, &batch, Outputs::Packed { o, lse }, options, workspace, None)
 }
 
 /// Checks cumulative lengths and returns the length of the longest sequence.
@@ -237,13 +237,13 @@ pub fn longest(option: &'static str, offsets: &[usize], total: usize) -> Result<
 }
 
 /// Runs a call whose shapes have been checked.
-fn forward<T: Element, M: Mask, O: Observer<T::Acc>>(
+fn forward<T: Element, M: Mask>(
     sizes: Sizes,
     batch: &Batch<'_, T>,
     outputs: Outputs<'_, T>,
     options: &Options<'_, T, M>,
     workspace: &mut Workspace<T::Acc>,
-    observer: &O,
+    observer: Option<&dyn Observer<T::Acc>>,
 ) -> Result<(), Error> {
     workspace.check(sizes.d, sizes.e)?;
     let call = Call::new(options, sizes)?;
@@ -251,7 +251,5 @@ fn forward<T: Element, M: Mask, O: Observer<T::Acc>>(
     if outputs.is_empty() {
         return Ok(());
     }
-    let isa = workspace.isa();
-    dispatch(isa, Forward { call: &call, batch, outputs, workspace, observer })?;
-    Ok(())
+    Ok(Forward { call: &call, batch, outputs, workspace, observer }.compute()?)
 }

@@ -3,6 +3,7 @@
 use ndarray::{ArrayView2, ArrayView4};
 use tensor_utils::{Element, broadcast_4d, check_not_empty, check_shape};
 
+use crate::mask::RowMask;
 use crate::{AncestorMask, Error, Mask, Options, Window};
 
 /// The sizes of a call.
@@ -33,7 +34,7 @@ impl Sizes {
 
 /// Options of a call, checked, broadcast and in the compute type.
 #[derive(Debug)]
-pub struct Call<'a, T: Element, M> {
+pub struct Call<'a, T: Element> {
     /// Sizes of the call.
     pub sizes: Sizes,
     /// Factor of the dot products.
@@ -59,15 +60,15 @@ pub struct Call<'a, T: Element, M> {
     /// See [`Options::tree`].
     pub tree: Option<&'a AncestorMask>,
     /// See [`Options::user_mask`].
-    pub user_mask: &'a M,
+    pub user_mask: &'a dyn RowMask<T::Acc>,
 }
 
-impl<'a, T: Element, M: Mask> Call<'a, T, M> {
+impl<'a, T: Element> Call<'a, T> {
     /// Checks everything but the shapes of `q`, `k`, `v` and the outputs.
     ///
     /// # Errors
     /// Names the option.
-    pub fn new(options: &'a Options<'_, T, M>, sizes: Sizes) -> Result<Self, Error> {
+    pub fn new<M: Mask>(options: &'a Options<'_, T, M>, sizes: Sizes) -> Result<Self, Error> {
         let Sizes { batch, heads, queries, keys, d, .. } = sizes;
         let scale = options.scale.unwrap_or(1.0 / (d as f64).sqrt());
         if !scale.is_finite() {

@@ -43,4 +43,5 @@ pub mod internals {
     pub use crate::attention::longest;
     pub use crate::batch::{Batch, sequence};
     pub use crate::call::{Call, Sequence, Sizes, check_sizes, invalid};
+    pub use crate::mask::RowMask;
 }

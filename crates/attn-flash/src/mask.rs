@@ -3,6 +3,8 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
+use tensor_utils::Float;
+
 use crate::Error;
 
 /// A mask in code, compiled into the kernel.
@@ -93,6 +95,30 @@ impl Mask for NoMask {
     #[inline(always)]
     fn coverage(&self, _: Tile) -> Coverage {
         Coverage::Full
+    }
+}
+
+/// A [`Mask`] as the kernel calls it: once a tile, and once a row of a tile. The kernel is compiled
+/// without knowing the mask, the loop over the pairs of a row with it.
+pub trait RowMask<A>: Debug + Sync {
+    /// See [`Mask::coverage`].
+    fn coverage(&self, tile: Tile) -> Coverage;
+
+    /// Sets the scores of the keys `keys` that the query does not see to `-inf`.
+    fn hide(&self, batch: usize, head: usize, query: usize, keys: Range<usize>, scores: &mut [A]);
+}
+
+impl<A: Float, M: Mask> RowMask<A> for M {
+    fn coverage(&self, tile: Tile) -> Coverage {
+        Mask::coverage(self, tile)
+    }
+
+    fn hide(&self, batch: usize, head: usize, query: usize, keys: Range<usize>, scores: &mut [A]) {
+        for (score, key) in scores.iter_mut().zip(keys) {
+            if !self.visible(Pair { batch, head, query, key }) {
+                *score = A::NEG_INFINITY;
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use tensor_utils::{Float, Isa};
 
-/// Told about every step of every row; the default of the public functions compiles to nothing.
+/// Told about every step of every row.
 pub trait Observer<A: Float>: Sync {
     /// Called after a block of keys has been added to a row.
     fn step(&self, step: &Step<'_, A>);
@@ -29,13 +29,4 @@ pub struct Step<'a, A: Float> {
     pub l: A,
     /// Sum of `exp(score - m) v` so far, `[E]`.
     pub o: &'a [A],
-}
-
-/// Looks away.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Blind;
-
-impl<A: Float> Observer<A> for Blind {
-    #[inline(always)]
-    fn step(&self, _: &Step<'_, A>) {}
 }

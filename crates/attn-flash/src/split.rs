@@ -3,13 +3,13 @@
 //!
 //! How the work is cut has no influence on the result: a row is computed the same way in any part.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use ndarray::{ArrayViewMut2, ArrayViewMut3, ArrayViewMut4, Axis};
 use tensor_utils::simd::Simd;
-use tensor_utils::{Element, Kernel};
+use tensor_utils::{Element, Instances, IsaError, Kernel, PerElement, dispatch};
 
-use crate::Mask;
 use crate::batch::Batch;
 use crate::call::{Call, Sequence};
 use crate::observe::Observer;
@@ -40,15 +40,44 @@ impl<T: Element> Outputs<'_, T> {
 }
 
 /// A call, ready to run on any instruction set.
-pub(crate) struct Forward<'a, 'c, 'b, 'o, T: Element, M, O> {
-    pub(crate) call: &'a Call<'c, T, M>,
+pub(crate) struct Forward<'a, 'c, 'b, 'o, T: Element> {
+    pub(crate) call: &'a Call<'c, T>,
     pub(crate) batch: &'a Batch<'b, T>,
     pub(crate) outputs: Outputs<'o, T>,
     pub(crate) workspace: &'a Workspace<T::Acc>,
-    pub(crate) observer: &'a O,
+    pub(crate) observer: Option<&'a dyn Observer<T::Acc>>,
 }
 
-impl<T: Element, M: Mask, O: Observer<T::Acc>> Kernel for Forward<'_, '_, '_, '_, T, M, O> {
+/// [`Forward`] for each element type.
+struct AnyForward<'a, 'c, 'b, 'o>(PhantomData<(&'a &'c (), &'a &'b (), &'o ())>);
+
+impl<'a, 'c, 'b, 'o> PerElement for AnyForward<'a, 'c, 'b, 'o> {
+    type Arguments<T: Element> = Forward<'a, 'c, 'b, 'o, T>;
+    type Output = Result<(), IsaError>;
+}
+
+#[inline(never)]
+fn instances<'a, 'c, 'b, 'o>() -> Instances<AnyForward<'a, 'c, 'b, 'o>> {
+    Instances {
+        f32: Forward::dispatch,
+        f64: Forward::dispatch,
+        bf16: Forward::dispatch,
+        f16: Forward::dispatch,
+    }
+}
+
+impl<T: Element> Forward<'_, '_, '_, '_, T> {
+    /// Runs the call on the instruction set of its workspace.
+    pub(crate) fn compute(self) -> Result<(), IsaError> {
+        T::instance(&instances())(self)
+    }
+
+    fn dispatch(self) -> Result<(), IsaError> {
+        dispatch(self.workspace.isa(), self)
+    }
+}
+
+impl<T: Element> Kernel for Forward<'_, '_, '_, '_, T> {
     type Output = ();
 
     fn run<S: Simd>(self, simd: S) {
@@ -71,24 +100,24 @@ impl<T: Element, M: Mask, O: Observer<T::Acc>> Kernel for Forward<'_, '_, '_, '_
     }
 }
 
-impl<T: Element, M: Mask> Call<'_, T, M> {
+impl<T: Element> Call<'_, T> {
     /// Estimate of the time that one head needs for some queries, in keys.
     fn cost(&self, sequence: &Sequence, queries: Range<usize>) -> usize {
         queries.map(|query| self.interval(sequence, query).len() + ROW_COST).sum()
     }
 }
 
-struct Splitter<'a, 'c, 'b, S, T: Element, M, O> {
+struct Splitter<'a, 'c, 'b, S, T: Element> {
     simd: S,
-    call: &'a Call<'c, T, M>,
+    call: &'a Call<'c, T>,
     batch: &'a Batch<'b, T>,
     workspace: &'a Workspace<T::Acc>,
-    observer: &'a O,
+    observer: Option<&'a dyn Observer<T::Acc>>,
     /// Cost below which a part is not cut for the sake of balance.
     part_cost: usize,
 }
 
-impl<S: Simd, T: Element, M: Mask, O: Observer<T::Acc>> Splitter<'_, '_, '_, S, T, M, O> {
+impl<S: Simd, T: Element> Splitter<'_, '_, '_, S, T> {
     fn split_batch(&self, entries: Range<usize>, outputs: Outputs<'_, T>) {
         if entries.is_empty() {
             return;
@@ -144,7 +173,7 @@ impl<S: Simd, T: Element, M: Mask, O: Observer<T::Acc>> Splitter<'_, '_, '_, S, 
 
     fn split_heads(
         &self,
-        inputs: &Inputs<'_, '_, T, M>,
+        inputs: &Inputs<'_, '_, T>,
         sequence: Sequence,
         key_heads: Range<usize>,
         o: ArrayViewMut3<'_, T>,
@@ -175,7 +204,7 @@ impl<S: Simd, T: Element, M: Mask, O: Observer<T::Acc>> Splitter<'_, '_, '_, S, 
 
     fn split_queries(
         &self,
-        inputs: &Inputs<'_, '_, T, M>,
+        inputs: &Inputs<'_, '_, T>,
         part: Part,
         o: ArrayViewMut3<'_, T>,
         lse: ArrayViewMut2<'_, T::Acc>,

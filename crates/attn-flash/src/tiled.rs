@@ -12,7 +12,7 @@ use crate::call::{Call, Sequence};
 use crate::observe::{Observer, Step};
 use crate::tile::{Block, normalise, row_maxima, score_tile, softmax_tile, value_row, value_tile};
 use crate::workspace::Scratch;
-use crate::{Coverage, Mask, Tile};
+use crate::{Coverage, Tile};
 
 /// Query rows of one key/value head: queries `queries` of the query heads
 /// `first_head..first_head + group`.
@@ -26,8 +26,8 @@ pub(crate) struct Part {
 
 /// Everything a part is computed from.
 #[derive(Debug)]
-pub(crate) struct Inputs<'a, 'c, T: Element, M> {
-    pub(crate) call: &'a Call<'c, T, M>,
+pub(crate) struct Inputs<'a, 'c, T: Element> {
+    pub(crate) call: &'a Call<'c, T>,
     pub(crate) isa: Isa,
     pub(crate) key_block: usize,
     /// `[H, N, D]` of one batch entry.
@@ -56,14 +56,14 @@ impl Part {
 }
 
 /// Computes `o` `[group, queries, E]` and `lse` `[group, queries]` of a part.
-pub(crate) fn compute_part<S: Simd, T: Element, M: Mask, O: Observer<T::Acc>>(
+pub(crate) fn compute_part<S: Simd, T: Element>(
     simd: S,
-    inputs: &Inputs<'_, '_, T, M>,
+    inputs: &Inputs<'_, '_, T>,
     part: &Part,
     mut o: ArrayViewMut3<'_, T>,
     mut lse: ArrayViewMut2<'_, T::Acc>,
     scratch: &mut Scratch<T::Acc>,
-    observer: &O,
+    observer: Option<&dyn Observer<T::Acc>>,
 ) {
     let rows = o.dim().0 * part.queries.len();
     let capacity = scratch.m.len();
@@ -77,15 +77,15 @@ pub(crate) fn compute_part<S: Simd, T: Element, M: Mask, O: Observer<T::Acc>>(
 }
 
 /// The rows of a part that fit into the scratch, on their way over the keys.
-struct Band<'a, 'i, 'c, S: Simd, T: Element, M: Mask> {
+struct Band<'a, 'i, 'c, S: Simd, T: Element> {
     simd: S,
-    inputs: &'a Inputs<'i, 'c, T, M>,
+    inputs: &'a Inputs<'i, 'c, T>,
     part: &'a Part,
     rows: Range<usize>,
     scratch: &'a mut Scratch<T::Acc>,
 }
 
-impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
+impl<S: Simd, T: Element> Band<'_, '_, '_, S, T> {
     /// Stride of packed queries.
     fn d(&self) -> usize {
         row_stride::<S, T::Acc>(self.inputs.call.sizes.d)
@@ -127,7 +127,7 @@ impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
 
     /// Walks over the key blocks. Blocks start at multiples of the block size, wherever the rows'
     /// intervals start, so that a row is cut the same way in any company.
-    fn add_keys<O: Observer<T::Acc>>(&mut self, observer: &O) {
+    fn add_keys(&mut self, observer: Option<&dyn Observer<T::Acc>>) {
         let size = self.inputs.key_block;
         let all = self.interval(0..self.rows.len());
         let first_block = all.start / size * size;
@@ -149,11 +149,11 @@ impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
                 let step = TileStep { first, keys: keys.clone(), visible, coverage, finite };
                 // One instance a height: rows are compile-time, so that sums stay in registers.
                 match height {
-                    12 => self.add_tile::<12, O>(&step, observer),
-                    6 => self.add_tile::<6, O>(&step, observer),
-                    4 => self.add_tile::<4, O>(&step, observer),
-                    2 => self.add_tile::<2, O>(&step, observer),
-                    _ => self.add_tile::<1, O>(&step, observer),
+                    12 => self.add_tile::<12>(&step, observer),
+                    6 => self.add_tile::<6>(&step, observer),
+                    4 => self.add_tile::<4>(&step, observer),
+                    2 => self.add_tile::<2>(&step, observer),
+                    _ => self.add_tile::<1>(&step, observer),
                 }
             }
         }
@@ -196,7 +196,11 @@ impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
     }
 
     /// Adds one block of keys to the rows of one tile.
-    fn add_tile<const ROWS: usize, O: Observer<T::Acc>>(&mut self, step: &TileStep, observer: &O) {
+    fn add_tile<const ROWS: usize>(
+        &mut self,
+        step: &TileStep,
+        observer: Option<&dyn Observer<T::Acc>>,
+    ) {
         let (d, e) = (self.d(), self.e());
         let Self { simd, inputs, part, ref rows, ref mut scratch } = *self;
         let call = inputs.call;
@@ -272,6 +276,7 @@ impl<S: Simd, T: Element, M: Mask> Band<'_, '_, '_, S, T, M> {
             }
         }
 
+        let Some(observer) = observer else { return };
         for i in 0..ROWS {
             let Row { head, query } = part.row(rows.start + first + i);
             observer.step(&Step {

@@ -11,9 +11,8 @@ use tensor_utils::tile::lanes;
 use tensor_utils::{Element, Float};
 
 use crate::call::{Call, Sequence};
-use crate::{Mask, Pair};
 
-impl<T: Element, M: Mask> Call<'_, T, M> {
+impl<T: Element> Call<'_, T> {
     /// The keys that query `query` may see as far as position and length go; empty ranges are
     /// `0..0`.
     pub fn interval(&self, sequence: &Sequence, query: usize) -> Range<usize> {
@@ -82,8 +81,7 @@ impl<T: Element, M: Mask> Call<'_, T, M> {
             hide(scores, keys.clone().map(visible));
         }
         if ask_user {
-            let visible = |key| self.user_mask.visible(Pair { batch, head, query, key });
-            hide(scores, keys.map(visible));
+            self.user_mask.hide(batch, head, query, keys, scores);
         }
     }
 }

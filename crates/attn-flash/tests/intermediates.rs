@@ -165,7 +165,7 @@ fn observe(
     let mut workspace = Workspace::new(d, e, tiling).unwrap();
     let recorder = Recorder::default();
     let (o, lse) = (result.o.view_mut(), result.lse.view_mut());
-    attention_observed(o, lse, q, k, v, options, &mut workspace, &recorder).unwrap();
+    attention_observed(o, lse, q, k, v, options, &mut workspace, Some(&recorder)).unwrap();
     (recorder.0.into_inner().unwrap(), result)
 }
 

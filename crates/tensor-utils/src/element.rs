@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use ndarray::{ArrayViewMut, Dimension};
 
-use crate::Float;
+use crate::{Float, Instances, PerElement};
 
 /// A type that tensors are stored in: `f32`, `f64`, [`bf16`] or [`struct@f16`].
 ///
@@ -54,6 +54,9 @@ pub trait Element: Copy + Debug + Default + PartialEq + Send + Sync + 'static {
 
     /// The slice itself if this type is its own compute type.
     fn as_acc_slice(slice: &[Self]) -> Option<&[Self::Acc]>;
+
+    /// The instance of a kernel for this type.
+    fn instance<P: PerElement>(instances: &Instances<P>) -> fn(P::Arguments<Self>) -> P::Output;
 
     /// See the function [`widen`](crate::widen).
     #[doc(hidden)]
@@ -106,6 +109,10 @@ impl Element for f32 {
         u64::from(self.to_bits())
     }
 
+    fn instance<P: PerElement>(instances: &Instances<P>) -> fn(P::Arguments<Self>) -> P::Output {
+        instances.f32
+    }
+
     #[inline(always)]
     fn as_acc_slice(slice: &[Self]) -> Option<&[f32]> {
         Some(slice)
@@ -149,6 +156,10 @@ impl Element for f64 {
     #[inline(always)]
     fn bits(self) -> u64 {
         self.to_bits()
+    }
+
+    fn instance<P: PerElement>(instances: &Instances<P>) -> fn(P::Arguments<Self>) -> P::Output {
+        instances.f64
     }
 
     #[inline(always)]
@@ -204,6 +215,10 @@ impl Element for bf16 {
         u64::from(self.to_bits())
     }
 
+    fn instance<P: PerElement>(instances: &Instances<P>) -> fn(P::Arguments<Self>) -> P::Output {
+        instances.bf16
+    }
+
     #[inline(always)]
     fn as_acc_slice(_: &[Self]) -> Option<&[f32]> {
         None
@@ -247,6 +262,10 @@ impl Element for f16 {
     #[inline(always)]
     fn bits(self) -> u64 {
         u64::from(self.to_bits())
+    }
+
+    fn instance<P: PerElement>(instances: &Instances<P>) -> fn(P::Arguments<Self>) -> P::Output {
+        instances.f16
     }
 
     #[inline(always)]

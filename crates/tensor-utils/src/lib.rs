@@ -6,6 +6,7 @@ mod element;
 mod exp;
 mod float;
 mod gemm;
+mod instances;
 mod isa;
 mod parallel;
 mod rows;
@@ -29,7 +30,8 @@ pub use alloc::{try_array, try_vec};
 pub use rows::{rows, rows_mut};
 pub use shape::{ShapeError, broadcast_4d, check_not_empty, check_shape};
 
-// Instruction sets.
+// Instruction sets, and kernels compiled for each.
+pub use instances::{Instances, PerElement};
 pub use isa::{Isa, IsaError, Kernel, dispatch};
 
 // Building blocks.
