@@ -11,6 +11,7 @@ mod check;
 mod dflash;
 mod file;
 mod inputs;
+mod kvcache;
 mod layernorm_bwd;
 mod tensor;
 mod ternary;
@@ -46,6 +47,7 @@ pub(crate) struct Kernel {
 const KERNELS: &[Kernel] = &[
     Kernel { name: "attn-flash", package: "attn-flash", run: attn_flash::run },
     Kernel { name: "attn-flash-bwd", package: "attn-flash-bwd", run: attn_flash_bwd::run },
+    Kernel { name: "kvcache", package: "kvcache", run: kvcache::run },
     Kernel { name: "layernorm-bwd", package: "layernorm-bwd", run: layernorm_bwd::run },
     Kernel { name: "ternary-quantize", package: "ternary-train", run: ternary::quantize },
     Kernel { name: "ternary-matmul", package: "ternary-train", run: ternary::matmul },

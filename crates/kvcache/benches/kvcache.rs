@@ -1,0 +1,2 @@
+//! Attention over the cache, beside the same over plain arrays.
+fn main() {}

@@ -1,0 +1,37 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod append;
+mod attend;
+mod cache;
+mod edit;
+mod error;
+mod invariants;
+mod options;
+mod pages;
+mod prefix;
+mod quantise;
+mod reference;
+mod reuse;
+mod sequence;
+mod store;
+mod tables;
+mod workspace;
+
+pub mod memory;
+
+// The cache.
+pub use cache::{Cache, Stats};
+pub use sequence::SeqId;
+pub use tables::PageTables;
+
+// Attention over it.
+pub use attend::Attention;
+pub use workspace::Workspace;
+
+// Oracle.
+pub use reference::attend_reference;
+
+// Options and errors.
+pub use error::Error;
+pub use options::{Config, Layout, Options, Queries, Rows, Storage, Window};

@@ -1,0 +1,431 @@
+//! Where the numbers are: the records of pages.
+//!
+//! One record holds one head of one page; `[page][head]` records follow one another in the slab of a
+//! layer. Within a record of `P` rows:
+//!
+//! | | layout |
+//! | --- | --- |
+//! | keys, floats | `[D][P]`: channel by channel, so that 16 keys fill a vector |
+//! | values, floats | `[P][E]`: row by row, so that 16 channels fill a vector |
+//! | keys, codes | `[D / 2F][P][2]` words, then `D` scales and `D` minima |
+//! | values, codes | `[P / 2F][E][2]` words, then `P` scales and `P` minima |
+//!
+//! A word of 16 bits has `F` fields: 4 of 4 bits or 2 of 8 bits. With `r` the index that the attention
+//! sums over (channel of a key, row of a value) and `l` the other one, code `(r, l)` is field
+//! `r % 2F / 2` of word `[r / 2F][l][r % 2]`: shifting and masking a vector of words leaves pairs of
+//! neighbours `r, r + 1` for each lane `l`, the operands of a dot product of pairs.
+//!
+//! Vectors may be loaded past the end of a row, and of the last record, so a slab has a little slack.
+
+use std::ops::Range;
+
+use tensor_utils::{Element, ShapeError, bf16, f16, try_vec};
+
+use crate::Storage;
+use crate::quantise::Affine;
+
+/// Elements after the last record that a vector may read.
+pub(crate) const SLACK: usize = 64;
+
+/// Keys or values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Keys,
+    Values,
+}
+
+/// The layout of records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Form {
+    pub(crate) side: Side,
+    pub(crate) storage: Storage,
+    pub(crate) heads: usize,
+    /// Head size.
+    pub(crate) columns: usize,
+    /// Rows of a page.
+    pub(crate) rows: usize,
+}
+
+impl Form {
+    /// The same in full precision.
+    pub(crate) fn raw(self) -> Self {
+        Self { storage: Storage::F32, ..self }
+    }
+
+    /// Fields of a word.
+    #[inline(always)]
+    pub(crate) fn fields(self) -> usize {
+        if self.storage == Storage::Int4 { 4 } else { 2 }
+    }
+
+    /// The largest code.
+    fn top(self) -> f32 {
+        if self.storage == Storage::Int4 { 15.0 } else { 255.0 }
+    }
+
+    /// (Summed over, lanes).
+    fn axes(self) -> (usize, usize) {
+        match self.side {
+            Side::Keys => (self.columns, self.rows),
+            Side::Values => (self.rows, self.columns),
+        }
+    }
+
+    /// Words of the codes of a record.
+    #[inline(always)]
+    pub(crate) fn code_words(self) -> usize {
+        let (summed, lanes) = self.axes();
+        summed.div_ceil(2 * self.fields()) * lanes * 2
+    }
+
+    /// Groups that have a scale: channels of keys, rows of values.
+    #[inline(always)]
+    pub(crate) fn groups(self) -> usize {
+        self.axes().0
+    }
+
+    /// Elements of a record, each of the bytes of [`Self::element_bytes`].
+    #[inline(always)]
+    pub(crate) fn record(self) -> usize {
+        if self.storage.is_quantised() {
+            self.code_words() + 2 * self.groups()
+        } else {
+            self.rows * self.columns
+        }
+    }
+
+    pub(crate) fn element_bytes(self) -> usize {
+        if self.storage == Storage::F32 { 4 } else { 2 }
+    }
+
+    /// Bytes of all heads of a page.
+    pub(crate) fn page_bytes(self) -> usize {
+        self.heads * self.record() * self.element_bytes()
+    }
+
+    /// Where element `column` of row `row` of a float record is.
+    #[inline(always)]
+    fn at(self, row: usize, column: usize) -> usize {
+        match self.side {
+            Side::Keys => column * self.rows + row,
+            Side::Values => row * self.columns + column,
+        }
+    }
+
+    /// Word and shift of the code of element `column` of row `row`.
+    #[inline(always)]
+    fn code_at(self, row: usize, column: usize) -> (usize, usize) {
+        let (r, lane) = match self.side {
+            Side::Keys => (column, row),
+            Side::Values => (row, column),
+        };
+        let fields = self.fields();
+        let lanes = self.axes().1;
+        let (block, r) = (r / (2 * fields), r % (2 * fields));
+        ((block * lanes + lane) * 2 + r % 2, r / 2 * (16 / fields))
+    }
+
+    fn code_mask(self) -> u16 {
+        if self.storage == Storage::Int4 { 15 } else { 255 }
+    }
+}
+
+/// The records of one side of one layer.
+#[derive(Debug)]
+pub(crate) enum Slab {
+    F32(Vec<f32>),
+    /// bf16 and f16 bits, or codes and bf16 scales.
+    Words(Vec<u16>),
+}
+
+impl Slab {
+    /// Zeros, which the system hands out when they are first touched.
+    pub(crate) fn new(form: Form, pages: usize) -> Result<Self, ShapeError> {
+        let arg = "layout";
+        let record = form.record();
+        let elements = pages
+            .checked_mul(form.heads)
+            .and_then(|records| records.checked_mul(record))
+            .and_then(|elements| elements.checked_add(SLACK))
+            .ok_or_else(|| ShapeError::TooLarge { arg, got: vec![pages, form.heads, record] })?;
+        Ok(if form.storage == Storage::F32 {
+            Self::F32(try_vec(arg, &[elements])?)
+        } else {
+            Self::Words(try_vec(arg, &[elements])?)
+        })
+    }
+
+    /// Where the record of a page and head begins.
+    #[inline(always)]
+    pub(crate) fn start(form: Form, page: u32, head: usize) -> usize {
+        (page as usize * form.heads + head) * form.record()
+    }
+
+    /// Stores a row; quantised storage takes whole pages only ([`Self::quantise`]).
+    pub(crate) fn write(&mut self, form: Form, page: u32, head: usize, row: usize, from: &[f32]) {
+        let start = Self::start(form, page, head);
+        match (self, form.storage) {
+            (Self::F32(to), _) => write_floats(form, &mut to[start..], row, from, |x| x),
+            (Self::Words(to), Storage::Bf16) => {
+                write_floats(form, &mut to[start..], row, from, |x| bf16::from_acc(x).to_bits());
+            }
+            (Self::Words(to), Storage::F16) => {
+                write_floats(form, &mut to[start..], row, from, |x| f16::from_f32(x).to_bits());
+            }
+            (Self::Words(_), _) => {}
+        }
+    }
+
+    /// The numbers of a row as attention takes them.
+    pub(crate) fn read(&self, form: Form, page: u32, head: usize, row: usize, to: &mut [f32]) {
+        let start = Self::start(form, page, head);
+        for (column, to) in to.iter_mut().enumerate() {
+            *to = match (self, form.storage) {
+                (Self::F32(from), _) => from[start + form.at(row, column)],
+                (Self::Words(from), Storage::Bf16) => {
+                    bf16::from_bits(from[start + form.at(row, column)]).to_acc()
+                }
+                (Self::Words(from), Storage::F16) => {
+                    f16::from_bits(from[start + form.at(row, column)]).to_f32()
+                }
+                (Self::Words(from), _) => {
+                    let (word, shift) = form.code_at(row, column);
+                    let group = if form.side == Side::Keys { column } else { row };
+                    let scales = start + form.code_words();
+                    Affine {
+                        scale: bf16::from_bits(from[scales + group]),
+                        minimum: bf16::from_bits(from[scales + form.groups() + group]),
+                    }
+                    .value(from[start + word] >> shift & form.code_mask())
+                }
+            };
+        }
+    }
+
+    /// Quantises a full record from the same record in full precision.
+    pub(crate) fn quantise(&mut self, form: Form, page: u32, head: usize, from: &[f32]) {
+        let Self::Words(words) = self else { return };
+        let start = Self::start(form, page, head);
+        let record = &mut words[start..][..form.record()];
+        let (codes, affine) = record.split_at_mut(form.code_words());
+        codes.fill(0);
+        let (scales, minima) = affine.split_at_mut(form.groups());
+        let lanes = form.axes().1;
+        let top = form.top();
+        for (group, from) in from.chunks_exact(lanes).take(form.groups()).enumerate() {
+            let (min, max) = from
+                .iter()
+                .fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
+            let affine = Affine::covering(min, max, top);
+            scales[group] = affine.scale.to_bits();
+            minima[group] = affine.minimum.to_bits();
+            let fields = form.fields();
+            let (block, r) = (group / (2 * fields), group % (2 * fields));
+            let shift = r / 2 * (16 / fields);
+            let words = codes[block * lanes * 2 + r % 2..].iter_mut().step_by(2);
+            for (word, &x) in words.zip(from) {
+                *word |= (affine.code(x, top) as u16) << shift;
+            }
+        }
+    }
+
+    /// Copies all heads of a page.
+    pub(crate) fn copy_page(&mut self, form: Form, from: u32, to: u32) {
+        let size = form.heads * form.record();
+        let range = from as usize * size..(from as usize + 1) * size;
+        match self {
+            Self::F32(slab) => slab.copy_within(range, to as usize * size),
+            Self::Words(slab) => slab.copy_within(range, to as usize * size),
+        }
+    }
+
+    /// Copies one row of all heads; floats only.
+    pub(crate) fn copy_row(&mut self, form: Form, from: (u32, usize), to: (u32, usize)) {
+        match self {
+            Self::F32(slab) => copy_row(form, slab, from, to),
+            Self::Words(slab) => copy_row(form, slab, from, to),
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::F32(slab) => size_of_val(slab.as_slice()),
+            Self::Words(slab) => size_of_val(slab.as_slice()),
+        }
+    }
+}
+
+fn write_floats<T>(form: Form, to: &mut [T], row: usize, from: &[f32], f: impl Fn(f32) -> T) {
+    for (column, &x) in from.iter().enumerate() {
+        to[form.at(row, column)] = f(x);
+    }
+}
+
+fn copy_row<T: Copy>(form: Form, slab: &mut [T], from: (u32, usize), to: (u32, usize)) {
+    for head in 0..form.heads {
+        let (a, b) = (Slab::start(form, from.0, head), Slab::start(form, to.0, head));
+        for column in 0..form.columns {
+            slab[b + form.at(to.1, column)] = slab[a + form.at(from.1, column)];
+        }
+    }
+}
+
+/// Pages in full precision, for the rows that quantised storage still has to keep so. Each holds all
+/// layers; the pool grows when it must.
+#[derive(Debug, Default)]
+pub(crate) struct RawPool {
+    pages: Vec<RawPage>,
+    pub(crate) refs: Vec<u32>,
+    pub(crate) free: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct RawPage {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl RawPage {
+    fn side(&self, side: Side) -> &[f32] {
+        match side {
+            Side::Keys => &self.keys,
+            Side::Values => &self.values,
+        }
+    }
+
+    fn side_mut(&mut self, side: Side) -> &mut [f32] {
+        match side {
+            Side::Keys => &mut self.keys,
+            Side::Values => &mut self.values,
+        }
+    }
+}
+
+/// The record of a layer and head in a raw page.
+fn raw_record(form: Form, layer: usize, head: usize) -> Range<usize> {
+    let record = form.raw().record();
+    let start = (layer * form.heads + head) * record;
+    start..start + record
+}
+
+impl RawPool {
+    /// Makes sure that `count` pages are free. `forms`: of keys and of values.
+    pub(crate) fn reserve(
+        &mut self,
+        count: usize,
+        forms: [Form; 2],
+        layers: usize,
+    ) -> Result<(), ShapeError> {
+        while self.free.len() < count {
+            let new = |form: Form| {
+                let record = form.raw().record();
+                let size = if form.storage.is_quantised() { layers * form.heads } else { 0 };
+                let slack = if size > 0 { SLACK } else { 0 };
+                let mut vec = try_vec("residual", &[size, record])?;
+                vec.resize(vec.len() + slack, 0.0);
+                Ok(vec)
+            };
+            let page = RawPage { keys: new(forms[0])?, values: new(forms[1])? };
+            self.free.push(self.pages.len() as u32);
+            self.pages.push(page);
+            self.refs.push(0);
+        }
+        Ok(())
+    }
+
+    /// A page of one's own; [`reserve`](Self::reserve) came before.
+    pub(crate) fn take(&mut self) -> Option<u32> {
+        let page = self.free.pop()?;
+        self.refs[page as usize] = 1;
+        Some(page)
+    }
+
+    pub(crate) fn share(&mut self, page: u32) {
+        self.refs[page as usize] += 1;
+    }
+
+    pub(crate) fn release(&mut self, page: u32) {
+        let refs = &mut self.refs[page as usize];
+        *refs -= 1;
+        if *refs == 0 {
+            self.free.push(page);
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.pages.len()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        let bytes = |page: &RawPage| 4 * (page.keys.len() + page.values.len());
+        self.pages.iter().map(bytes).sum()
+    }
+
+    /// From the record of a layer and head to the end of the page.
+    #[inline(always)]
+    pub(crate) fn record(&self, form: Form, page: u32, layer: usize, head: usize) -> &[f32] {
+        let range = raw_record(form, layer, head);
+        &self.pages[page as usize].side(form.side)[range.start..]
+    }
+
+    pub(crate) fn write(
+        &mut self,
+        form: Form,
+        page: u32,
+        (layer, head): (usize, usize),
+        row: usize,
+        from: &[f32],
+    ) {
+        let range = raw_record(form, layer, head);
+        let to = &mut self.pages[page as usize].side_mut(form.side)[range];
+        write_floats(form, to, row, from, |x| x);
+    }
+
+    pub(crate) fn read(
+        &self,
+        form: Form,
+        page: u32,
+        (layer, head): (usize, usize),
+        row: usize,
+        to: &mut [f32],
+    ) {
+        let record = self.record(form, page, layer, head);
+        for (column, to) in to.iter_mut().enumerate() {
+            *to = record[form.at(row, column)];
+        }
+    }
+
+    pub(crate) fn copy_page(&mut self, from: u32, to: u32) {
+        let (from, to) = (from as usize, to as usize);
+        let [a, b] = match self.pages.get_disjoint_mut([from, to]) {
+            Ok(pages) => pages,
+            Err(_) => return,
+        };
+        b.keys.copy_from_slice(&a.keys);
+        b.values.copy_from_slice(&a.values);
+    }
+
+    /// Copies one row of all layers and heads.
+    pub(crate) fn copy_row(
+        &mut self,
+        form: Form,
+        layers: usize,
+        from: (u32, usize),
+        to: (u32, usize),
+    ) {
+        if !form.storage.is_quantised() {
+            return;
+        }
+        for layer in 0..layers {
+            for head in 0..form.heads {
+                let range = raw_record(form, layer, head);
+                for column in 0..form.columns {
+                    let x = self.pages[from.0 as usize].side(form.side)
+                        [range.start + form.at(from.1, column)];
+                    self.pages[to.0 as usize].side_mut(form.side)
+                        [range.start + form.at(to.1, column)] = x;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Page tables in the format of FlashInfer.
+
+use std::collections::HashMap;
+
+use ndarray::{ArrayView4, Axis};
+use tensor_utils::{Element, check_shape};
+
+use crate::cache::Cache;
+use crate::error::invalid;
+use crate::options::NO_PAGE;
+use crate::{Error, Layout, SeqId};
+
+/// The page tables of a batch in FlashInfer's format (<https://docs.flashinfer.ai/tutorials/kv_layout.html>):
+/// sequence `i` has pages `kv_indices[kv_indptr[i]..kv_indptr[i + 1]]`, all full but the last, which
+/// has `last_page_len[i]` rows, 1 to the page size; an empty sequence has no page and 0 here.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PageTables {
+    /// Where the pages of each sequence begin in `kv_indices`, and their total: one more than there
+    /// are sequences.
+    pub kv_indptr: Vec<i32>,
+    /// Pages, sequence after sequence.
+    pub kv_indices: Vec<i32>,
+    /// Rows of the last page of each sequence.
+    pub last_page_len: Vec<i32>,
+}
+
+impl PageTables {
+    /// Rows of each sequence.
+    ///
+    /// # Errors
+    /// [`Error::Option`] naming the table that does not fit the others or the page size.
+    pub fn lens(&self, page_size: usize) -> Result<Vec<usize>, Error> {
+        let Self { kv_indptr, kv_indices, last_page_len } = self;
+        let ascends = kv_indptr.windows(2).all(|pair| pair[0] <= pair[1]);
+        let ends = kv_indptr.last().map(|&end| end as usize) == Some(kv_indices.len());
+        if kv_indptr.first() != Some(&0) || !ascends || !ends {
+            let expected = format!("ascending from 0 to {}", kv_indices.len());
+            return Err(invalid("kv_indptr", expected, kv_indptr));
+        }
+        check_shape("last_page_len", &[last_page_len.len()], &[kv_indptr.len() - 1])?;
+        let mut lens = Vec::with_capacity(last_page_len.len());
+        for (pair, &last) in kv_indptr.windows(2).zip(last_page_len) {
+            let pages = (pair[1] - pair[0]) as usize;
+            let valid = if pages == 0 { 0..=0 } else { 1..=page_size };
+            match usize::try_from(last) {
+                Ok(last) if valid.contains(&last) => {
+                    lens.push(if pages == 0 { 0 } else { (pages - 1) * page_size + last });
+                }
+                _ => {
+                    let expected = format!("{} to {}", valid.start(), valid.end());
+                    return Err(invalid("last_page_len", expected, last));
+                }
+            }
+        }
+        Ok(lens)
+    }
+}
+
+impl Cache {
+    /// The page tables of a batch.
+    ///
+    /// # Errors
+    /// [`Error::UnevenLayers`] in the middle of a step, [`Error::UnknownSequence`], [`Error::Option`]
+    /// for sequences whose first pages a window has released (the format has no sign for that) or more
+    /// pages than an `i32` counts.
+    pub fn page_tables(&self, seqs: &[SeqId]) -> Result<PageTables, Error> {
+        let page_size = self.config.page_size;
+        let mut tables = PageTables { kv_indptr: vec![0], ..PageTables::default() };
+        for &seq in seqs {
+            let sequence = self.even(seq)?;
+            if sequence.pages.contains(&NO_PAGE) {
+                return Err(invalid("seqs", "sequences that hold all their pages", seq));
+            }
+            tables.kv_indices.extend(sequence.pages.iter().map(|&page| page as i32));
+            let end = i32::try_from(tables.kv_indices.len());
+            let end = end.map_err(|_| invalid("seqs", "less than 2^31 pages", seqs.len()))?;
+            tables.kv_indptr.push(end);
+            let len = sequence.shortest();
+            let last = if len == 0 { 0 } else { (len - 1) % page_size + 1 };
+            tables.last_page_len.push(last as i32);
+        }
+        Ok(tables)
+    }
+
+    /// New sequences with the rows of another paged cache: its page tables, and for each layer its
+    /// pages of keys `[pages, page_size, G, D]` and values `[pages, page_size, G, E]` (FlashInfer's
+    /// NHD; a view with axes 1 and 2 swapped of HND). Full pages that several sequences have in the
+    /// same place are shared here too.
+    ///
+    /// # Errors
+    /// [`Error::Option`] and [`Error::Shape`] for tables or pages that do not fit,
+    /// [`Error::NeedsPages`] for the contiguous layout, and those of [`append`](Self::append). On an
+    /// error no sequence is left behind.
+    pub fn import<T: Element<Acc = f32>>(
+        &mut self,
+        tables: &PageTables,
+        layers: &[(ArrayView4<'_, T>, ArrayView4<'_, T>)],
+    ) -> Result<Vec<SeqId>, Error> {
+        let Layout::Paged { .. } = self.config.layout else {
+            return Err(Error::NeedsPages { operation: "import" });
+        };
+        let page_size = self.config.page_size;
+        let lens = tables.lens(page_size)?;
+        check_shape("layers", &[layers.len()], &[self.config.layers])?;
+        for (k, v) in layers {
+            let (pages, heads) = (k.dim().0, self.config.key_heads);
+            check_shape("k", k.shape(), &[pages, page_size, heads, self.config.head_size])?;
+            check_shape("v", v.shape(), &[pages, page_size, heads, self.config.value_size])?;
+            if let Some(bad) =
+                tables.kv_indices.iter().find(|&&page| page < 0 || page as usize >= pages)
+            {
+                return Err(invalid("kv_indices", format!("0 to {pages}, exclusive"), bad));
+            }
+        }
+        let mut seqs = Vec::with_capacity(lens.len());
+        // The sequence, and the number of pages, that a run of foreign pages was imported as.
+        let mut known = HashMap::new();
+        for (pair, &len) in tables.kv_indptr.windows(2).zip(&lens) {
+            let pages = &tables.kv_indices[pair[0] as usize..pair[1] as usize];
+            match self.import_sequence(pages, len, layers, &mut known) {
+                Ok(seq) => seqs.push(seq),
+                Err(error) => {
+                    for seq in seqs {
+                        self.free(seq)?;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(seqs)
+    }
+
+    fn import_sequence<'a, T: Element<Acc = f32>>(
+        &mut self,
+        pages: &'a [i32],
+        len: usize,
+        layers: &[(ArrayView4<'_, T>, ArrayView4<'_, T>)],
+        known: &mut HashMap<&'a [i32], SeqId>,
+    ) -> Result<SeqId, Error> {
+        let page_size = self.config.page_size;
+        let full = len / page_size;
+        let shared = (1..=full).rev().find_map(|n| Some((n, *known.get(&pages[..n])?)));
+        let (seq, start) = match shared {
+            Some((n, seq)) => {
+                let fork = self.fork(seq)?;
+                // Shared beginnings are whole pages, so this is always exact.
+                self.truncate(fork, n * page_size)?;
+                (fork, n)
+            }
+            None => (self.create()?, 0),
+        };
+        let append = |cache: &mut Self| {
+            for (index, &page) in pages.iter().enumerate().skip(start) {
+                let rows = page_size.min(len - index * page_size);
+                for (layer, (k, v)) in layers.iter().enumerate() {
+                    let k = k.index_axis(Axis(0), page as usize);
+                    let v = v.index_axis(Axis(0), page as usize);
+                    let (k, v) = (
+                        k.slice_axis(Axis(0), (..rows).into()),
+                        v.slice_axis(Axis(0), (..rows).into()),
+                    );
+                    cache.append(layer, seq, k, v)?;
+                }
+            }
+            Ok(())
+        };
+        if let Err(error) = append(self) {
+            self.free(seq)?;
+            return Err(error);
+        }
+        for n in 1..=full {
+            known.entry(&pages[..n]).or_insert(seq);
+        }
+        Ok(seq)
+    }
+}

@@ -1,0 +1,49 @@
+//! Random operations on a cache and on a plain model of it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{Pair, config, isas, op, proptest_config};
+use kvcache::{Config, Options};
+use proptest::prelude::*;
+
+const REGRESSIONS: &str = "proptest-regressions/properties.txt";
+
+fn run(config: &Config, ops: &[common::Op], seed: u64) {
+    let mut pair = Pair::new(config, seed);
+    for op in ops {
+        pair.apply(op);
+        pair.check();
+    }
+    for isa in isas() {
+        pair.check_attention(&Options { isa: Some(isa), ..Options::default() });
+    }
+}
+
+proptest! {
+    #![proptest_config(proptest_config(200, REGRESSIONS))]
+
+    #[test]
+    fn cache_agrees_with_a_plain_model(
+        config in config(),
+        ops in prop::collection::vec(op(), 1..40),
+        seed in 0..1000_u64,
+    ) {
+        run(&config, &ops, seed);
+    }
+}
+
+proptest! {
+    #![proptest_config(proptest_config(10_000, REGRESSIONS))]
+
+    #[test]
+    #[ignore = "10,000 sequences of up to 80 operations"]
+    fn cache_agrees_with_a_plain_model_for_long(
+        config in config(),
+        ops in prop::collection::vec(op(), 1..80),
+        seed in 0..1_000_000_u64,
+    ) {
+        run(&config, &ops, seed);
+    }
+}
