@@ -63,20 +63,20 @@ impl<'a, 'o, T: Logit> Call<'a, 'o, T> {
     }
 
     /// The tokens of the row whose log-probability is wanted.
-    pub(crate) fn tokens(&self, row: usize) -> Option<ArrayView1<'o, u32>> {
-        self.options.tokens.map(|tokens| tokens.index_axis_move(Axis(0), row))
+    pub(crate) fn tokens(&self, row: usize) -> Option<ArrayView1<'_, u32>> {
+        self.options.tokens.map(|tokens| tokens.reborrow().index_axis_move(Axis(0), row))
     }
 
     /// The bias of a row.
-    pub(crate) fn bias(&self, row: usize) -> Option<ArrayView1<'o, T::Acc>> {
-        self.options.bias.map(|bias| of_row(bias, row))
+    pub(crate) fn bias(&self, row: usize) -> Option<ArrayView1<'_, T::Acc>> {
+        self.options.bias.map(|bias| of_row(bias.reborrow(), row))
     }
 
     /// The mask of a row.
-    pub(crate) fn mask(&self, row: usize) -> Option<MaskRow<'o>> {
+    pub(crate) fn mask(&self, row: usize) -> Option<MaskRow<'_>> {
         self.options.mask.map(|mask| match mask {
-            Mask::U32(words) => MaskRow::U32(of_row(words, row)),
-            Mask::U64(words) => MaskRow::U64(of_row(words, row)),
+            Mask::U32(words) => MaskRow::U32(of_row(words.reborrow(), row)),
+            Mask::U64(words) => MaskRow::U64(of_row(words.reborrow(), row)),
         })
     }
 }

@@ -4,11 +4,18 @@
 mod backward;
 mod call;
 mod error;
+mod finish;
 mod logit;
+mod mass;
 mod options;
 mod reference;
 mod row;
 mod sample;
+mod schedule;
+mod score;
+mod select;
+mod source;
+mod sweep;
 mod topk;
 mod workspace;
 

@@ -4,8 +4,8 @@ use ndarray::ArrayViewMut2;
 use tensor_utils::{Element, bf16, f16};
 
 use crate::call::Call;
-use crate::row::Score;
-use crate::{Error, TopKGradients, TopKMut, TopKView, Workspace, backward, row};
+use crate::score::Score;
+use crate::{Error, TopKGradients, TopKMut, TopKView, Workspace, backward, schedule};
 
 /// A type that logits are stored in: `f32`, `f64`, [`bf16`] or [`struct@f16`].
 pub trait Logit: Element<Acc: Score> + sealed::Kernels {}
@@ -46,7 +46,7 @@ macro_rules! impl_logit {
                 top: TopKMut<'_, Self::Acc>,
                 workspace: &mut Workspace<Self::Acc>,
             ) -> Result<(), Error> {
-                row::topk(call, top, workspace)
+                schedule::topk(call, top, workspace)
             }
 
             fn backward(

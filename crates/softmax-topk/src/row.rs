@@ -1,140 +1,161 @@
-//! The forward pass over rows.
+//! The forward pass over one row.
 
 use ndarray::Axis;
-use rayon::join;
+use tensor_utils::simd::Simd;
 use tensor_utils::{Element, Float};
 
-use crate::call::{Call, RowOptions};
-use crate::{Error, Logit, NanPolicy, TopKMut, Workspace};
+use crate::call::Call;
+use crate::finish::{RowMut, write, write_tokens};
+use crate::mass::Mass;
+use crate::schedule::for_each_segment;
+use crate::source::Source;
+use crate::sweep::{maxima, maxima_and_sum, sum};
+use crate::workspace::Scratch;
+use crate::{Error, Logit, NanPolicy, Passes, TopKMut, select};
 
-/// A type that scores are computed in.
-pub trait Score: Float {}
-
-impl Score for f32 {}
-impl Score for f64 {}
-
-/// Computes a checked call.
-pub(crate) fn topk<T: Logit>(
-    call: Call<'_, '_, T>,
-    top: TopKMut<'_, T::Acc>,
-    _workspace: &mut Workspace<T::Acc>,
-) -> Result<(), Error> {
-    split(&call, 0, top)
+/// How a row is swept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct How {
+    pub(crate) passes: Passes,
+    /// Whether its segments are shared out over threads.
+    pub(crate) parallel: bool,
 }
 
-fn split<T: Logit>(
-    call: &Call<'_, '_, T>,
-    first: usize,
-    top: TopKMut<'_, T::Acc>,
-) -> Result<(), Error> {
-    let rows = top.lse.len();
-    if rows == 0 {
-        return Ok(());
-    }
-    if rows == 1 {
-        return one_row(call, first, top);
-    }
-    let (left, right) = top.split_at(rows / 2);
-    let (left, right) = join(|| split(call, first, left), || split(call, first + rows / 2, right));
-    left.and(right)
-}
-
-fn one_row<T: Logit>(
+/// The results of one row, `top`.
+pub(crate) fn row<S: Simd, T: Logit>(
+    simd: S,
     call: &Call<'_, '_, T>,
     row: usize,
-    mut top: TopKMut<'_, T::Acc>,
+    how: How,
+    scratch: &mut Scratch<T::Acc>,
+    top: TopKMut<'_, T::Acc>,
+) -> Result<(), Error> {
+    let source = Source::new(call, row, false);
+    let mass = sweep(simd, &source, call.row_options(row).temperature, how, scratch);
+    let is_regular = mass.sum.is_finite() && mass.max.to_f64() < f64::INFINITY;
+    // Without a score above -inf, the maxima of two passes do not tell NaN from -inf.
+    if is_regular && (mass.sum > 0.0 || how.passes == Passes::One) {
+        finish(simd, call, row, &source, mass, scratch, top);
+        return Ok(());
+    }
+    irregular_row(simd, call, row, how, scratch, top)
+}
+
+/// A row with NaN or +inf.
+#[inline(never)]
+fn irregular_row<S: Simd, T: Logit>(
+    simd: S,
+    call: &Call<'_, '_, T>,
+    row: usize,
+    how: How,
+    scratch: &mut Scratch<T::Acc>,
+    top: TopKMut<'_, T::Acc>,
 ) -> Result<(), Error> {
     let options = call.row_options(row);
-    let mut scores: Vec<T::Acc> =
-        call.logits.index_axis(Axis(0), row).iter().map(|x| x.to_acc()).collect();
-    if let Some(bias) = call.bias(row) {
-        scores.iter_mut().zip(bias).for_each(|(score, &bias)| *score += bias);
-    }
-    if let Some(mask) = call.mask(row) {
-        for (token, score) in scores.iter_mut().enumerate() {
-            if !mask.allows(token) {
-                *score = T::Acc::NEG_INFINITY;
-            }
-        }
-    }
-    let mut has_nan = false;
-    if let Some(token) = scores.iter().position(|score| score.is_nan()) {
+    let mut source = Source::new(call, row, false);
+    if let Some(token) = (0..source.len()).find(|&token| source.get(token).is_nan()) {
         match options.nan {
             NanPolicy::Error => return Err(Error::Nan { row, token }),
-            NanPolicy::Greatest => has_nan = true,
-            NanPolicy::Ignore => scores
-                .iter_mut()
-                .filter(|score| score.is_nan())
-                .for_each(|score| *score = T::Acc::NEG_INFINITY),
+            NanPolicy::Greatest => {
+                finish_with_nan(call, row, &source, scratch, top);
+                return Ok(());
+            }
+            NanPolicy::Ignore => source = Source::new(call, row, true),
         }
     }
-    let max = scores.iter().copied().fold(T::Acc::NEG_INFINITY, T::Acc::max_nan).to_f64();
-    let weight = |score: T::Acc| -> f64 {
-        if score.to_f64() == max {
-            1.0
-        } else {
-            ((score.to_f64() - max) / options.temperature).exp()
-        }
-    };
-    let sum = if max == f64::NEG_INFINITY { 0.0 } else { scores.iter().map(|&s| weight(s)).sum() };
-    let lse = max / options.temperature + f64::ln(sum);
-    let mut order: Vec<u32> = (0..scores.len() as u32).collect();
-    let before = |a: &u32, b: &u32| {
-        let (x, y) = (scores[*a as usize], scores[*b as usize]);
-        let by_value = match (x.is_nan(), y.is_nan()) {
-            (false, false) => y.partial_cmp(&x).unwrap_or(std::cmp::Ordering::Equal),
-            (x, y) => y.cmp(&x),
-        };
-        by_value.then(a.cmp(b))
-    };
-    if call.k < order.len() {
-        order.select_nth_unstable_by(call.k - 1, before);
+    let mut mass = sweep(simd, &source, options.temperature, how, scratch);
+    if mass.max.to_f64() == f64::INFINITY {
+        let equal = (0..source.len()).filter(|&token| source.get(token) == mass.max).count();
+        mass.sum = equal as f64;
     }
-    order[..call.k].sort_unstable_by(before);
-    let order = &order[..call.k];
-    let logprob = |score: T::Acc| -> f64 {
-        if has_nan || lse.is_nan() {
-            f64::NAN
-        } else if max == f64::NEG_INFINITY {
-            f64::NEG_INFINITY
-        } else if score.to_f64() == max {
-            -sum.ln()
-        } else {
-            (score.to_f64() - max) / options.temperature - sum.ln()
-        }
-    };
-    let RowOptions { top_p, min_p, .. } = options;
-    let best = logprob(scores[order[0] as usize]);
-    let (mut kept, mut before_it) = (0, 0.0);
-    for &token in order {
-        let logprob = logprob(scores[token as usize]);
-        let possible = logprob > f64::NEG_INFINITY;
-        if !possible
-            || (min_p > 0.0 && (logprob - best).exp() < min_p)
-            || (top_p < 1.0 && before_it >= top_p)
-        {
-            break;
-        }
-        before_it += logprob.exp();
-        kept += 1;
-    }
-    for (j, &token) in order.iter().enumerate() {
-        let mut logprob =
-            if j < kept || has_nan { logprob(scores[token as usize]) } else { f64::NEG_INFINITY };
-        if options.renormalise && j < kept {
-            logprob -= before_it.ln();
-        }
-        top.indices[[0, j]] = token;
-        top.probs[[0, j]] = T::Acc::from_f64(if options.log { logprob } else { logprob.exp() });
-    }
-    top.lse[0] = T::Acc::from_f64(lse);
-    top.kept[0] = kept as u32;
-    if let (Some(out), Some(tokens)) = (&mut top.tokens, call.tokens(row)) {
-        for (j, token) in tokens.iter().enumerate() {
-            out.logprobs[[0, j]] = T::Acc::from_f64(logprob(scores[*token as usize]));
-            let ahead = (0..scores.len() as u32).filter(|other| before(other, token).is_lt());
-            out.ranks[[0, j]] = ahead.count() as u32;
-        }
-    }
+    finish(simd, call, row, &source, mass, scratch, top);
     Ok(())
+}
+
+/// Maxima and sum. In a row with NaN or +inf the sum is NaN, or it is 0 and +inf the maximum.
+fn sweep<S: Simd, T: Logit>(
+    simd: S,
+    source: &Source<'_, T>,
+    temperature: f64,
+    how: How,
+    scratch: &mut Scratch<T::Acc>,
+) -> Mass<T::Acc> {
+    let Scratch { maxima: all_maxima, masses, .. } = scratch;
+    let all_maxima = &mut all_maxima[..source.stripes()];
+    let merge = |left: Mass<T::Acc>, right: &Mass<T::Acc>| left.merge(*right, temperature);
+    match how.passes {
+        Passes::One => {
+            let masses =
+                for_each_segment(how.parallel, all_maxima, masses, &|stripes, to, mass| {
+                    *mass = maxima_and_sum(simd, source, stripes, to, temperature);
+                });
+            masses.iter().fold(Mass::NONE, merge)
+        }
+        Passes::Two => {
+            let of_segments =
+                for_each_segment(how.parallel, all_maxima, masses, &|stripes, to, mass| {
+                    *mass = Mass { max: maxima(simd, source, stripes, to), sum: 0.0 };
+                });
+            let max = of_segments.iter().fold(Mass::NONE, merge).max;
+            if !max.is_finite() {
+                return Mass { max, sum: 0.0 };
+            }
+            let masses = for_each_segment(how.parallel, all_maxima, masses, &|stripes, _, mass| {
+                *mass = Mass { max, sum: sum(simd, source, stripes, max, temperature) };
+            });
+            masses.iter().fold(Mass { max, sum: 0.0 }, merge)
+        }
+    }
+}
+
+/// Selects the best of a row without NaN and writes its results.
+fn finish<S: Simd, T: Logit>(
+    simd: S,
+    call: &Call<'_, '_, T>,
+    row: usize,
+    source: &Source<'_, T>,
+    mass: Mass<T::Acc>,
+    scratch: &mut Scratch<T::Acc>,
+    top: TopKMut<'_, T::Acc>,
+) {
+    let options = call.row_options(row);
+    let Scratch { maxima, keys, .. } = scratch;
+    let maxima = &maxima[..source.stripes()];
+    let keys = select::best(simd, source, maxima, call.k, keys);
+    let (to, tokens_to) = row_of(top);
+    write(keys, mass, options, to);
+    if let (Some(tokens), Some(to)) = (call.tokens(row), tokens_to) {
+        let rank = |token| select::rank(simd, source, maxima, token);
+        write_tokens(tokens, mass, options.temperature, |token| source.get(token), rank, to);
+    }
+}
+
+/// The same for a row with NaN, which comes first.
+fn finish_with_nan<T: Logit>(
+    call: &Call<'_, '_, T>,
+    row: usize,
+    source: &Source<'_, T>,
+    scratch: &mut Scratch<T::Acc>,
+    top: TopKMut<'_, T::Acc>,
+) {
+    let options = call.row_options(row);
+    let mass = Mass { max: T::Acc::from_f64(f64::NAN), sum: f64::NAN };
+    let keys = select::best_with_nan(source, call.k, &mut scratch.keys);
+    let (to, tokens_to) = row_of(top);
+    write(keys, mass, options, to);
+    if let (Some(tokens), Some(to)) = (call.tokens(row), tokens_to) {
+        let rank = |token| select::rank_with_nan(source, token);
+        write_tokens(tokens, mass, options.temperature, |token| source.get(token), rank, to);
+    }
+}
+
+/// The only row of `top`.
+fn row_of<A>(top: TopKMut<'_, A>) -> (RowMut<'_, A>, Option<crate::TokenScoresMut<'_, A>>) {
+    let row = RowMut {
+        indices: top.indices.index_axis_move(Axis(0), 0),
+        probs: top.probs.index_axis_move(Axis(0), 0),
+        lse: top.lse.index_axis_move(Axis(0), 0).into_scalar(),
+        kept: top.kept.index_axis_move(Axis(0), 0).into_scalar(),
+    };
+    (row, top.tokens)
 }

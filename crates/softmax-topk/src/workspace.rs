@@ -1,23 +1,61 @@
 //! Scratch memory that the caller owns.
 
-use std::marker::PhantomData;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tensor_utils::{Float, Isa, IsaError};
+use tensor_utils::{Isa, IsaError, try_vec};
 
+use crate::mass::Mass;
+use crate::score::Score;
+use crate::select::capacity;
+use crate::source::STRIPE;
+use crate::sweep::{COLUMNS, Maxima, SEGMENT};
 use crate::{Error, Passes, Tiling};
 
-/// Scratch memory for the `_into` functions.
+/// Scratch memory for the `_into` functions, which allocate nothing themselves.
+///
+/// With `V` the length of the rows, `w` the bytes of the compute type (4 or 8) and `t` the threads of
+/// the rayon pool it is made in, but at most the number of rows, it takes
+///
+/// ```text
+/// t (16 w ceil(V / 128) + 16 ceil(V / 16384) + 2 w min(V, max(4 k, 256)))  bytes:
+/// ```
+///
+/// an eighth of a row for each thread and the candidates, 31 KB a thread for 50257 tokens and k = 50 in
+/// `f32` (keys of `f64` are of 16 bytes). A call from a larger pool is correct but waits for scratch memory.
 #[derive(Debug)]
-pub struct Workspace<A: Float> {
+pub struct Workspace<A: Score> {
     isa: Isa,
     passes: Passes,
     rows: usize,
     vocabulary: usize,
     k: usize,
-    of: PhantomData<A>,
+    slots: Vec<Mutex<Scratch<A>>>,
 }
 
-impl<A: Float> Workspace<A> {
+/// Scratch memory of the threads.
+#[derive(Debug)]
+pub(crate) struct Slots<'a, A: Score>(&'a [Mutex<Scratch<A>>]);
+
+impl<A: Score> Clone for Slots<'_, A> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<A: Score> Copy for Slots<'_, A> {}
+
+/// Scratch memory of one thread.
+#[derive(Debug)]
+pub(crate) struct Scratch<A: Score> {
+    /// Of the stripes of a row.
+    pub(crate) maxima: Vec<Maxima<A>>,
+    /// Of its segments.
+    pub(crate) masses: Vec<Mass<A>>,
+    /// Candidates for the best.
+    pub(crate) keys: Vec<A::Key>,
+}
+
+impl<A: Score> Workspace<A> {
     /// Scratch for up to `rows` rows of up to `vocabulary` tokens and up to `k` results a row, for the
     /// current rayon pool.
     ///
@@ -30,7 +68,32 @@ impl<A: Float> Workspace<A> {
             Some(isa) if isa.is_available() => isa,
             Some(isa) => return Err(IsaError::Unavailable(isa).into()),
         };
-        Ok(Self { isa, passes: tiling.passes, rows, vocabulary, k, of: PhantomData })
+        let stripes = vocabulary.div_ceil(STRIPE);
+        let scratch = || -> Result<_, Error> {
+            Ok(Mutex::new(Scratch {
+                maxima: try_vec("workspace", &[stripes])?,
+                masses: try_vec("workspace", &[stripes.div_ceil(SEGMENT)])?,
+                keys: try_vec("workspace", &[capacity(vocabulary, k)])?,
+            }))
+        };
+        let slots = rayon::current_num_threads().min(rows).max(1);
+        Ok(Self {
+            isa,
+            passes: tiling.passes,
+            rows,
+            vocabulary,
+            k,
+            slots: (0..slots).map(|_| scratch()).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Its size in bytes.
+    pub fn bytes(&self) -> usize {
+        let stripes = self.vocabulary.div_ceil(STRIPE);
+        let maxima = stripes * COLUMNS * size_of::<A>();
+        let masses = stripes.div_ceil(SEGMENT) * size_of::<Mass<A>>();
+        let keys = capacity(self.vocabulary, self.k) * size_of::<A::Key>();
+        self.slots.len() * (maxima + masses + keys)
     }
 
     /// The instruction set it was made for.
@@ -56,5 +119,24 @@ impl<A: Float> Workspace<A> {
             made_vocabulary: self.vocabulary,
             made_k: self.k,
         })
+    }
+
+    pub(crate) fn slots(&mut self) -> Slots<'_, A> {
+        Slots(&self.slots)
+    }
+}
+
+impl<'a, A: Score> Slots<'a, A> {
+    /// A slot for the current thread: its own if it is free, else any free one, else it waits.
+    pub(crate) fn take(self) -> MutexGuard<'a, Scratch<A>> {
+        let own = rayon::current_thread_index().unwrap_or(0) % self.0.len();
+        let (before, from_own) = self.0.split_at(own);
+        for slot in from_own.iter().chain(before) {
+            if let Ok(slot) = slot.try_lock() {
+                return slot;
+            }
+        }
+        // A poisoned slot is as good as any: its contents are overwritten before they are read.
+        self.0[own].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

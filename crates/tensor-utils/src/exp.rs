@@ -40,7 +40,8 @@ use fearless_simd::{Select, Simd, SimdBase, SimdFloat, SimdFrom};
 macro_rules! exp_functions {
     (
         $float:ident, $vector:ident,
-        exp = $exp:ident, nonpositive = $nonpositive:ident, reduced = $reduced:ident,
+        exp = $exp:ident, nonpositive = $nonpositive:ident, factors = $factors:ident,
+        reduced = $reduced:ident,
         mantissa = $mantissa:literal, magic = $magic:expr,
         high = $high:expr, low = $low:expr,
         underflow = $underflow:expr, overflow = $overflow:expr,
@@ -74,6 +75,15 @@ macro_rules! exp_functions {
             underflow.select(S::$vector::simd_from(simd, 0.0), e * scale)
         }
 
+        /// Two factors of `e^x` for lanes that are at most 0, -inf or NaN. Their product is within
+        /// 1 ULP, and the smallest normal number instead of anything less.
+        #[inline(always)]
+        pub(crate) fn $factors<S: Simd>(simd: S, x: S::$vector) -> (S::$vector, S::$vector) {
+            let underflow = S::$vector::simd_from(simd, $underflow);
+            let (t, e) = $reduced(simd, x.simd_lt(underflow).select(underflow, x));
+            (e, S::$vector::from_bits(t.to_bits() << $mantissa))
+        }
+
         /// `e^x` for every lane; within 1 ULP, 0 below the smallest normal number, inf above the
         /// largest.
         #[inline(always)]
@@ -97,6 +107,7 @@ exp_functions!(
     f32s,
     exp = exp_f32,
     nonpositive = exp_nonpositive_f32,
+    factors = exp_nonpositive_factors_f32,
     reduced = reduced_f32,
     mantissa = 23,
     magic = 12_582_912.0 + 127.0,
@@ -113,6 +124,7 @@ exp_functions!(
     f64s,
     exp = exp_f64,
     nonpositive = exp_nonpositive_f64,
+    factors = exp_nonpositive_factors_f64,
     reduced = reduced_f64,
     mantissa = 52,
     magic = 6_755_399_441_055_744.0 + 1023.0,

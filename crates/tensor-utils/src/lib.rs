@@ -9,6 +9,7 @@ mod gemm;
 mod instances;
 mod isa;
 mod parallel;
+mod prefetch;
 mod rows;
 mod shape;
 mod softmax;
@@ -37,6 +38,7 @@ pub use isa::{Isa, IsaError, Kernel, dispatch};
 // Building blocks.
 pub use gemm::{Gemm, gemm};
 pub use parallel::{for_each_chunk, map_chunks_ordered};
+pub use prefetch::prefetch;
 pub use softmax::OnlineSoftmax;
 
 /// The vector types and traits that kernels are written with.

@@ -1,0 +1,23 @@
+//! Asking for memory ahead of its use.
+
+/// Asks the processor to bring the element at `index` into its caches. Any index may be passed; one
+/// outside the slice has no effect that can be seen. Does nothing where there is no such instruction.
+///
+/// A loop that computes a lot between its reads, over rows longer than a page, gains: the processor's
+/// own prefetching stops at the end of each page.
+#[inline(always)]
+pub fn prefetch<T>(slice: &[T], index: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let address = slice.as_ptr().wrapping_add(index);
+        // SAFETY: the instruction reads nothing into the program and never faults, whatever the
+        // address; the address is made without leaving an allocation by `add`.
+        #[allow(unsafe_code, reason = "the intrinsic takes a raw pointer")]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(address.cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (slice, index);
+}
