@@ -3,6 +3,7 @@
 
 mod cases;
 mod compare;
+mod faults;
 mod tidy;
 mod verify_all;
 mod verify_cases;
@@ -19,6 +20,7 @@ enum Task {
     VerifyAll(verify_all::Args),
     VerifyCases(verify_cases::Args),
     Compare(compare::Args),
+    Faults(faults::Args),
     /// Check the rules of this workspace that the compiler does not know
     Tidy,
 }
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
         Task::VerifyAll(args) => verify_all::run(&args),
         Task::VerifyCases(args) => Ok(verify_cases::run(&args)),
         Task::Compare(args) => compare::run(&args),
+        Task::Faults(args) => faults::run(&args),
         Task::Tidy => tidy::run(),
     };
     result.unwrap_or_else(|error| {

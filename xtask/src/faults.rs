@@ -1,0 +1,178 @@
+//! `faults`: makes the workspace wrong in one place at a time and sees whether the tests notice.
+//!
+//! Each file `faults/CRATE/NAME.patch` is a unified diff of one source file, after a line or two on
+//! what is wrong with it. It is applied to a copy of the workspace under `target/faults`, and the
+//! tests of the crate are run there. A fault that they do not catch is a test that is missing.
+
+mod copy;
+mod patch;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+use crate::workspace::{self, Workspace};
+use copy::Copy;
+use patch::Fault;
+
+/// Make the workspace wrong, one fault at a time, and see whether the tests notice
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only faults of this crate
+    #[arg(short, long, value_name = "CRATE")]
+    package: Option<String>,
+    /// Only faults whose name contains this
+    #[arg(long, value_name = "SUBSTRING")]
+    only: Option<String>,
+    /// Say what the faults are, and run nothing
+    #[arg(long)]
+    list: bool,
+}
+
+/// Tests that run longer than this hang, which is noticed too.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// What came of a fault.
+#[derive(Debug, Serialize)]
+struct Row {
+    package: String,
+    name: String,
+    what: String,
+    verdict: Verdict,
+    /// The first test that failed.
+    test: String,
+    seconds: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+enum Verdict {
+    Caught,
+    Missed,
+    /// The patched source does not compile: the fault says nothing about the tests.
+    Broken,
+}
+
+/// Runs every chosen fault; fails unless all are caught.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let chosen = |fault: &Fault| {
+        args.package.as_ref().is_none_or(|package| *package == fault.package)
+            && args.only.as_ref().is_none_or(|part| fault.name.contains(part.as_str()))
+    };
+    let faults: Vec<_> = patch::all(&workspace::root())?.into_iter().filter(chosen).collect();
+    ensure!(!faults.is_empty(), "no fault matches; without -p and --only all are tried");
+    if args.list {
+        faults.iter().for_each(|fault| println!("{}: {}", fault.title(), fault.what));
+        return Ok(ExitCode::SUCCESS);
+    }
+
+    let folder = Workspace::load()?.target.join("faults");
+    let copy = Copy::new(&workspace::root(), &folder.join("copy"))?;
+    let tests = Tests { copy: &copy, target: folder.join("target"), log: folder.join("log.txt") };
+    let mut packages: Vec<_> = faults.iter().map(|fault| fault.package.as_str()).collect();
+    packages.dedup();
+    for package in packages {
+        eprintln!("{package} without a fault");
+        let (verdict, test) = tests.run(package)?;
+        ensure!(
+            verdict == Verdict::Missed,
+            "the tests of {package} fail without any fault ({test}); see {}",
+            tests.log.display(),
+        );
+    }
+
+    let mut rows = Vec::new();
+    for fault in &faults {
+        let started = Instant::now();
+        let original = copy.read(&fault.path)?;
+        copy.write(&fault.path, &fault.apply(&original)?)?;
+        let outcome = tests.run(&fault.package);
+        copy.write(&fault.path, &original)?;
+        let (verdict, test) = outcome?;
+        let row = Row {
+            package: fault.package.clone(),
+            name: fault.name.clone(),
+            what: fault.what.clone(),
+            verdict,
+            test,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        eprintln!("{:?} {} {}", row.verdict, fault.title(), row.test);
+        rows.push(row);
+    }
+    report(&folder.join("report.json"), &rows)
+}
+
+fn report(path: &Path, rows: &[Row]) -> Result<ExitCode> {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    table.set_header(["crate", "fault", "verdict", "noticed by", "time"]);
+    for row in rows {
+        let verdict = format!("{:?}", row.verdict).to_uppercase();
+        let time = format!("{:.0} s", row.seconds);
+        table.add_row([&row.package, &row.name, &verdict, &row.test, &time]);
+    }
+    let caught = rows.iter().filter(|row| row.verdict == Verdict::Caught).count();
+    println!("{table}\ncaught {caught} of {}", rows.len());
+    let text = serde_json::to_string_pretty(rows)? + "\n";
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("report: {}", path.display());
+    Ok(if caught == rows.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The tests of a crate, in the copy.
+struct Tests<'a> {
+    copy: &'a Copy,
+    target: PathBuf,
+    log: PathBuf,
+}
+
+impl Tests<'_> {
+    /// Builds and runs them, up to the first test program that fails; names the first test.
+    fn run(&self, package: &str) -> Result<(Verdict, String)> {
+        if !self.cargo(&["test", "--package", package, "--tests", "--no-run"])? {
+            return Ok((Verdict::Broken, "does not compile".to_owned()));
+        }
+        if self.cargo(&["test", "--package", package, "--tests"])? {
+            return Ok((Verdict::Missed, String::new()));
+        }
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let failed = log.lines().find_map(|line| {
+            line.strip_prefix("test ").and_then(|line| line.strip_suffix(" ... FAILED"))
+        });
+        Ok((Verdict::Caught, failed.unwrap_or("does not end").to_owned()))
+    }
+
+    /// Whether cargo succeeds within the time limit.
+    fn cargo(&self, arguments: &[&str]) -> Result<bool> {
+        let log = File::create(&self.log)
+            .with_context(|| format!("cannot write {}", self.log.display()))?;
+        let mut child = Command::new("cargo")
+            .args(arguments)
+            .current_dir(self.copy.folder())
+            .env("CARGO_TARGET_DIR", &self.target)
+            .env_remove("KERNELS_ISA")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("cannot run cargo")?;
+        let started = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status.success());
+            }
+            if started.elapsed() > LIMIT {
+                child.kill()?;
+                child.wait()?;
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
