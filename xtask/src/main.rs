@@ -4,6 +4,7 @@
 mod cases;
 mod compare;
 mod faults;
+mod report;
 mod tidy;
 mod verify_all;
 mod verify_cases;
@@ -12,6 +13,11 @@ mod workspace;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tensor_utils::testing::PeakAlloc;
+
+/// Counts what the kernels allocate, for the curves of the report.
+#[global_allocator]
+static ALLOCATOR: PeakAlloc = PeakAlloc::new();
 
 /// Check the kernels, and compare them with others
 #[derive(Parser)]
@@ -21,6 +27,7 @@ enum Task {
     VerifyCases(verify_cases::Args),
     Compare(compare::Args),
     Faults(faults::Args),
+    Report(report::Args),
     /// Check the rules of this workspace that the compiler does not know
     Tidy,
 }
@@ -31,6 +38,7 @@ fn main() -> ExitCode {
         Task::VerifyCases(args) => Ok(verify_cases::run(&args)),
         Task::Compare(args) => compare::run(&args),
         Task::Faults(args) => faults::run(&args),
+        Task::Report(args) => report::run(&args),
         Task::Tidy => tidy::run(),
     };
     result.unwrap_or_else(|error| {

@@ -95,3 +95,17 @@ pub(crate) fn cargo<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> 
 fn cargo_path() -> PathBuf {
     std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
 }
+
+/// The commit, and whether files differ from it; empty without git.
+pub(crate) fn commit() -> String {
+    output_of("git", &["describe", "--always", "--dirty", "--abbrev=12"])
+}
+
+/// What a program prints; empty if it cannot be run.
+pub(crate) fn output_of(program: &str, arguments: &[&str]) -> String {
+    let run = || -> Result<String> {
+        let shell = shell()?;
+        Ok(cmd!(shell, "{program} {arguments...}").quiet().ignore_stderr().read()?)
+    };
+    run().unwrap_or_default()
+}

@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde::Serialize;
-use xshell::cmd;
 
 use crate::compare::machine;
 use crate::workspace;
@@ -104,8 +103,8 @@ pub(super) fn write(folder: &Path, rows: &[Row], quick: bool, took: Duration) ->
         quick,
         unix_time: since_1970.map_or(0, |time| time.as_secs()),
         seconds: took.as_secs_f64(),
-        commit: commit(),
-        rustc: output_of("rustc", &["--version"]),
+        commit: workspace::commit(),
+        rustc: workspace::output_of("rustc", &["--version"]),
         cpu: machine::cpu(),
         instruction_sets: tensor_utils::Isa::available().map(tensor_utils::Isa::name).collect(),
         checks: rows,
@@ -146,18 +145,4 @@ fn summary(rows: &[Row]) -> String {
     let count = |verdict| rows.iter().filter(|row| row.verdict().0 == verdict).count();
     let (passed, failed, skipped) = (count("PASS"), count("FAIL"), count("SKIPPED"));
     format!("{passed} passed, {failed} failed, {skipped} skipped")
-}
-
-/// The commit, and whether files differ from it; empty without git.
-fn commit() -> String {
-    output_of("git", &["describe", "--always", "--dirty", "--abbrev=12"])
-}
-
-/// What a program prints; empty if it cannot be run.
-fn output_of(program: &str, arguments: &[&str]) -> String {
-    let run = || -> Result<String> {
-        let shell = workspace::shell()?;
-        Ok(cmd!(shell, "{program} {arguments...}").quiet().ignore_stderr().read()?)
-    };
-    run().unwrap_or_default()
 }

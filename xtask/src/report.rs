@@ -1,0 +1,166 @@
+//! `report`: everything that has been checked and measured, on one page.
+//!
+//! It gathers what the other commands leave under `target` (and runs those that have not been run),
+//! measures memory itself, and writes `target/report/index.html`, `report.md` and
+//! `report.json`. The page loads nothing from anywhere.
+
+mod against;
+mod benches;
+mod gather;
+mod memory;
+mod plots;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{AutoEscape, Environment, context};
+use serde::{Deserialize, Serialize};
+
+use crate::workspace::Workspace;
+use against::Changes;
+use benches::Group;
+use gather::{Compared, Fault, Verified};
+use memory::Curve;
+
+/// Gather checks, comparisons, memory and benchmarks in one page
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Open the page in the browser
+    #[arg(long)]
+    open: bool,
+    /// Check and compare again, even if there are results of this state of the sources
+    #[arg(long)]
+    fresh: bool,
+    /// Say what changed since this `report.json`
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
+    /// The Python whose PyTorch is compared with
+    #[arg(long, value_name = "PATH", default_value = "python3")]
+    python: PathBuf,
+}
+
+/// `report.json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// Version of this format.
+    schema: u32,
+    verified: Verified,
+    compared: Compared,
+    memory: Vec<Curve>,
+    /// The variants of each kernel, from `cargo bench`.
+    benches: Vec<Group>,
+    /// From `cargo xtask faults`.
+    faults: Vec<Fault>,
+}
+
+const SCHEMA: u32 = 1;
+
+/// Gathers, writes the three files, and opens the page if asked to.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    let before = args.against.as_deref().map(read).transpose()?;
+    let (verified, compared) = gather::results(&workspace, &args.python, args.fresh)?;
+    let report = Report {
+        schema: SCHEMA,
+        verified,
+        compared,
+        memory: memory::measure()?,
+        benches: benches::read(&workspace.target.join("criterion")),
+        faults: gather::faults(&workspace.target.join("faults/report.json")),
+    };
+    let changes = before.map(|before| Changes::new(&before, &report));
+
+    let folder = workspace.target.join("report");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let page = folder.join("index.html");
+    write(&page, &render(&report, changes.as_ref(), "report.html")?)?;
+    write(&folder.join("report.md"), &render(&report, changes.as_ref(), "report.md")?)?;
+    write(&folder.join("report.json"), &(serde_json::to_string_pretty(&report)? + "\n"))?;
+    if let Some(changes) = &changes {
+        println!("{changes}");
+    }
+    if args.open {
+        opener::open_browser(&page).with_context(|| format!("cannot open {}", page.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Fills a template in.
+fn render(report: &Report, changes: Option<&Changes>, template: &str) -> Result<String> {
+    let mut templates = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
+    templates.set_syntax(syntax);
+    templates.set_auto_escape_callback(|name| {
+        if name.ends_with(".html") { AutoEscape::Html } else { AutoEscape::None }
+    });
+    templates.add_filter("fixed", |value: Option<f64>, digits: usize| match value {
+        Some(value) if value.is_finite() => format!("{value:.digits$}"),
+        _ => "not measured".to_owned(),
+    });
+    templates.add_filter("power", |value: Option<f64>| match value {
+        Some(value) => format!("{value:.1e}"),
+        None => "not measured".to_owned(),
+    });
+    templates.add_filter("date", gather::date);
+    templates.add_template("report.html", include_str!("../templates/report.html"))?;
+    templates.add_template("report.md", include_str!("../templates/report.md"))?;
+    let roofline = plots::roofline(&report.compared)?;
+    let curves: Vec<_> = report.memory.iter().map(plots::curve).collect::<Result<_>>()?;
+    Ok(templates.get_template(template)?.render(context! {
+        report => Serde(report),
+        changes => Serde(changes),
+        summary => Serde(report.summary()),
+        roofline,
+        curves,
+    })?)
+}
+
+/// The figures at the top of the page.
+#[derive(Debug, Serialize)]
+struct Summary {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+    /// Cases that were compared with a peer.
+    compared: usize,
+    /// Those in which the peer was faster.
+    lost: usize,
+    /// Median of the speed ratios.
+    ratio: Option<f64>,
+    caught: usize,
+}
+
+impl Report {
+    fn summary(&self) -> Summary {
+        let checks =
+            |status: &str| self.verified.checks.iter().filter(|row| row.status == status).count();
+        let mut ratios: Vec<_> = self.compared.rows.iter().filter_map(|row| row.ratio).collect();
+        ratios.sort_by(f64::total_cmp);
+        Summary {
+            passed: checks("PASS"),
+            failed: checks("FAIL"),
+            skipped: checks("SKIPPED"),
+            compared: ratios.len(),
+            lost: ratios.iter().filter(|&&ratio| ratio < 1.0).count(),
+            ratio: ratios.get(ratios.len() / 2).copied(),
+            caught: self.faults.iter().filter(|fault| fault.verdict == "CAUGHT").count(),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Report> {
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text)
+        .with_context(|| format!("{} is not a report of this version", path.display()))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("report: {}", path.display());
+    Ok(())
+}
