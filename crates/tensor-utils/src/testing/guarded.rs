@@ -73,6 +73,10 @@ impl<T: Poison, D: Dimension> Guarded<T, D> {
                 len += gap;
             }
         }
+        if shape.size() == 0 {
+            // Nothing to reach: with the strides of its gaps `to_owned` would reach beyond nothing.
+            strides = D::zeros(shape.ndim());
+        }
         Self { buffer: vec![T::POISON; len + 2 * MARGIN], shape, strides }
     }
 
@@ -151,6 +155,14 @@ mod tests {
         }
         assert!(Guarded::<bf16, _>::contiguous((2, 0, 3)).finish().is_ok());
         assert!(Guarded::<f64, _>::padded([0]).finish().is_ok());
+        for shape in [(0, 3), (3, 0), (0, 0)] {
+            assert!(Guarded::<f32, _>::contiguous(shape).finish().is_ok(), "{shape:?}");
+            assert!(Guarded::<f32, _>::padded(shape).finish().is_ok(), "{shape:?}");
+        }
+        for shape in [(0, 2, 3), (2, 0, 3), (2, 3, 0), (2, 0, 0)] {
+            assert!(Guarded::<f32, _>::contiguous(shape).finish().is_ok(), "{shape:?}");
+            assert!(Guarded::<f32, _>::padded(shape).finish().is_ok(), "{shape:?}");
+        }
         let unwritten = Guarded::<f16, _>::padded(()).finish().unwrap_err();
         assert_eq!(unwritten, GuardError::Unwritten { count: 1, index: vec![] });
     }
