@@ -105,7 +105,37 @@ def sdpa_backward(inputs, options):
     return run
 
 
-OPERATIONS = {"sdpa": sdpa, "sdpa_backward": sdpa_backward}
+def layer_norm_backward(inputs, options):
+    """The backward pass alone: the forward pass runs once, here."""
+    x, gamma = (inputs[name].requires_grad_() for name in ("x", "gamma"))
+    beta = torch.zeros_like(gamma, requires_grad=True)
+    y = F.layer_norm(x, gamma.shape, gamma, beta, options["eps"])
+
+    def run():
+        gradients = torch.autograd.grad(y, (x, gamma, beta), inputs["dy"], retain_graph=True)
+        return dict(zip(("dx", "dgamma", "dbeta"), gradients))
+
+    return run
+
+
+def rms_norm_backward(inputs, options):
+    """The backward pass alone: the forward pass runs once, here."""
+    x, gamma = (inputs[name].requires_grad_() for name in ("x", "gamma"))
+    y = F.rms_norm(x, gamma.shape, gamma, options["eps"])
+
+    def run():
+        gradients = torch.autograd.grad(y, (x, gamma), inputs["dy"], retain_graph=True)
+        return dict(zip(("dx", "dgamma"), gradients))
+
+    return run
+
+
+OPERATIONS = {
+    "sdpa": sdpa,
+    "sdpa_backward": sdpa_backward,
+    "layer_norm_backward": layer_norm_backward,
+    "rms_norm_backward": rms_norm_backward,
+}
 
 
 def main():

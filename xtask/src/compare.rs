@@ -9,8 +9,10 @@
 mod attn_flash;
 mod attn_flash_bwd;
 mod duel;
+mod layernorm_bwd;
 pub(crate) mod machine;
 mod peer;
+mod precision;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -22,6 +24,7 @@ use rayon::ThreadPoolBuilder;
 use duel::Case;
 use machine::Machine;
 use peer::{Peer, Start};
+use precision::PrecisionCase;
 use report::Report;
 
 /// Compare the kernels with PyTorch on this machine.
@@ -49,7 +52,15 @@ pub(crate) struct Args {
 
 /// Every case, by kernel.
 fn cases() -> Vec<Case> {
-    [attn_flash::cases(), attn_flash_bwd::cases()].into_iter().flatten().collect()
+    [attn_flash::cases(), attn_flash_bwd::cases(), layernorm_bwd::cases()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// Every case that is about errors, not time.
+fn precision_cases() -> Vec<PrecisionCase> {
+    layernorm_bwd::precision()
 }
 
 /// Whether there is something to compare in `package`.
@@ -69,12 +80,18 @@ pub(crate) fn unavailable(python: &Path) -> Option<String> {
 /// Runs the comparison and prints the table.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let threads = usize::from(args.threads);
-    let chosen = |case: &Case| {
-        args.package.as_ref().is_none_or(|package| package == case.package)
-            && args.case.as_ref().is_none_or(|part| case.title().contains(part.as_str()))
+    let chosen = |package: &str, title: String| {
+        args.package.as_ref().is_none_or(|chosen| package == chosen)
+            && args.case.as_ref().is_none_or(|part| title.contains(part.as_str()))
     };
-    let cases: Vec<_> = cases().into_iter().filter(chosen).collect();
-    ensure!(!cases.is_empty(), "no case matches; without -p and --case all are run");
+    let mut cases = cases();
+    cases.retain(|case| chosen(case.package, case.title()));
+    let mut precision_cases = precision_cases();
+    precision_cases.retain(|case| chosen(case.package, case.title()));
+    ensure!(
+        !(cases.is_empty() && precision_cases.is_empty()),
+        "no case matches; without -p and --case all are run"
+    );
 
     let mut peer = match Peer::start(&args.python, threads)? {
         Start::Ready(peer) => peer,
@@ -92,9 +109,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let row = duel::run(case, &mut peer, &pool, usize::from(args.pairs));
         rows.push(row.with_context(|| case.title())?);
     }
+    let mut precision = Vec::new();
+    for case in &precision_cases {
+        eprintln!("{}", case.title());
+        precision.push(case.row(&mut peer, &pool).with_context(|| case.title())?);
+    }
     // Other work on the machine may have disturbed the first measurement.
     let machine = machine.best_of(&Machine::measure(&pool)?);
-    let report = Report::new(machine, peer.name(), rows);
+    let report = Report::new(machine, peer.name(), rows, precision);
     println!("{report}");
     if let Some(path) = &args.json {
         report.write(path)?;

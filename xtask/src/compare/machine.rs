@@ -6,12 +6,15 @@ use std::time::Instant;
 
 use anyhow::Result;
 use rayon::ThreadPool;
+use rayon::prelude::*;
 use serde::Serialize;
 use tensor_utils::simd::{Simd, SimdBase, SimdFloat, SimdFrom};
 use tensor_utils::{Isa, IsaError, Kernel, dispatch};
 
 /// Bytes of the buffer that is read: far more than the caches hold.
 const BUFFER: usize = 512 << 20;
+/// Bytes of each of the three arrays that are streamed.
+const STREAMED: usize = 128 << 20;
 /// Multiply-adds of each accumulator in one measurement.
 const STEPS: usize = 4_000_000;
 /// Measurements, of which the best counts: what disturbs one only makes it slower.
@@ -30,6 +33,8 @@ pub(crate) struct Machine {
     pub(crate) peak_gflops: f64,
     /// Reading memory on all threads.
     pub(crate) read_gb_s: f64,
+    /// Reading two arrays and writing a third on all threads, every byte counted once.
+    pub(crate) stream_gb_s: f64,
 }
 
 impl Machine {
@@ -42,6 +47,7 @@ impl Machine {
             threads: pool.current_num_threads(),
             peak_gflops: peak_gflops(pool, isa)?,
             read_gb_s: read_gb_s(pool, isa)?,
+            stream_gb_s: stream_gb_s(pool, isa)?,
         })
     }
 
@@ -50,6 +56,7 @@ impl Machine {
         Self {
             peak_gflops: self.peak_gflops.max(other.peak_gflops),
             read_gb_s: self.read_gb_s.max(other.read_gb_s),
+            stream_gb_s: self.stream_gb_s.max(other.stream_gb_s),
             ..self
         }
     }
@@ -57,11 +64,11 @@ impl Machine {
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cpu, isa, threads, peak_gflops, read_gb_s } = self;
+        let Self { cpu, isa, threads, peak_gflops, read_gb_s, stream_gb_s } = self;
         write!(
             f,
             "{cpu}, {isa}, {threads} threads: peak {peak_gflops:.0} GFLOP/s (f32), \
-             read {read_gb_s:.1} GB/s"
+             read {read_gb_s:.1} GB/s, stream {stream_gb_s:.1} GB/s"
         )
     }
 }
@@ -104,6 +111,45 @@ fn read_gb_s(pool: &ThreadPool, isa: Isa) -> Result<f64> {
         best = best.max(bytes as f64 / seconds / 1e9);
     }
     Ok(best)
+}
+
+fn stream_gb_s(pool: &ThreadPool, isa: Isa) -> Result<f64> {
+    let [b, c, mut a] = [1.0, 2.0, 0.0].map(|x| vec![x; STREAMED / size_of::<f32>()]);
+    let part = a.len().div_ceil(pool.current_num_threads());
+    let mut best = 0.0_f64;
+    for _ in 0..TRIES {
+        let start = Instant::now();
+        pool.install(|| {
+            let parts = a.par_chunks_mut(part).zip(b.par_chunks(part)).zip(c.par_chunks(part));
+            parts.try_for_each(|((a, b), c)| dispatch(isa, Add { a, b, c }))
+        })?;
+        best = best.max((3 * STREAMED) as f64 / start.elapsed().as_secs_f64() / 1e9);
+    }
+    black_box(&a);
+    Ok(best)
+}
+
+/// `a = b + c`, the traffic of a kernel with two inputs and an output: the sum of McCalpin's STREAM.
+struct Add<'a> {
+    a: &'a mut [f32],
+    b: &'a [f32],
+    c: &'a [f32],
+}
+
+impl Kernel for Add<'_> {
+    type Output = ();
+
+    fn run<S: Simd>(self, simd: S) {
+        let Self { a, b, c } = self;
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                for ((a, b), c) in a.iter_mut().zip(b).zip(c) {
+                    *a = b + c;
+                }
+            },
+        );
+    }
 }
 
 /// Independent chains of multiply-adds, enough of them to hide their latency; returns the number

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::duel::Case;
 use super::machine::Machine;
+use super::precision::{Errors, PrecisionRow};
 
 /// Everything one run has measured.
 #[derive(Serialize)]
@@ -17,14 +18,17 @@ pub(super) struct Report {
     peer: String,
     notes: &'static [&'static str],
     rows: Vec<Row>,
+    precision: Vec<PrecisionRow>,
 }
 
 const NOTES: &[&str] = &[
     "ours and the peer took turns in one run, on the same arrays and as many threads; times are medians",
     "ratio: peer_ms / ours_ms, above 1 we are faster; its quartiles are over the pairs of turns",
-    "ours writes to arrays that exist, with a workspace that exists; PyTorch allocates its result (no_grad)",
+    "ours writes to arrays that exist, with a workspace that exists, unless the case says allocating",
+    "PyTorch allocates its result (no_grad; a backward pass alone is autograd.grad on a graph that is kept)",
     "gflops: operations the result needs, so half of them with a causal mask; gb_s: inputs and outputs once",
     "fraction_of_peak: of the measured peak of arithmetic or of reading memory, whichever is nearer",
+    "fraction_of_stream: of the measured bandwidth of a[i] = b[i] + c[i], bytes counted the same way: inputs and outputs once",
 ];
 
 /// One case.
@@ -44,12 +48,13 @@ pub(super) struct Row {
     gflops: f64,
     gb_s: f64,
     fraction_of_peak: f64,
+    fraction_of_stream: f64,
     /// Largest difference between the two results.
     max_error: f64,
 }
 
 impl Row {
-    /// From the seconds of each turn. The report fills in `fraction_of_peak`.
+    /// From the seconds of each turn. The report fills in the fractions.
     pub(super) fn new(
         case: &Case,
         threads: usize,
@@ -76,18 +81,25 @@ impl Row {
             gflops,
             gb_s,
             fraction_of_peak: f64::NAN,
+            fraction_of_stream: f64::NAN,
             max_error,
         }
     }
 }
 
 impl Report {
-    pub(super) fn new(machine: Machine, peer: String, mut rows: Vec<Row>) -> Self {
+    pub(super) fn new(
+        machine: Machine,
+        peer: String,
+        mut rows: Vec<Row>,
+        precision: Vec<PrecisionRow>,
+    ) -> Self {
         for row in &mut rows {
             let arithmetic = row.gflops / machine.peak_gflops;
             row.fraction_of_peak = arithmetic.max(row.gb_s / machine.read_gb_s);
+            row.fraction_of_stream = row.gb_s / machine.stream_gb_s;
         }
-        Self { machine, peer, notes: NOTES, rows }
+        Self { machine, peer, notes: NOTES, rows, precision }
     }
 
     /// Writes the figures as JSON.
@@ -111,6 +123,7 @@ impl fmt::Display for Report {
             "GFLOP/s",
             "GB/s",
             "of peak",
+            "of stream",
             "max error",
         ]);
         for row in &self.rows {
@@ -123,15 +136,36 @@ impl fmt::Display for Report {
                 format!("{:.0}", row.gflops),
                 format!("{:.1}", row.gb_s),
                 format!("{:.0} %", row.fraction_of_peak * 100.0),
+                format!("{:.0} %", row.fraction_of_stream * 100.0),
                 format!("{:.0e}", row.max_error),
             ];
             let names = [row.kernel, &row.case, row.dtype].map(Cell::new);
             let right = |text| Cell::new(text).set_alignment(CellAlignment::Right);
             table.add_row(names.into_iter().chain(figures.map(right)));
         }
-        writeln!(f, "{}\npeer: {}\n{table}", self.machine, self.peer)?;
+        writeln!(f, "{}\npeer: {}", self.machine, self.peer)?;
+        if !self.rows.is_empty() {
+            writeln!(f, "{table}")?;
+        }
+        if !self.precision.is_empty() {
+            writeln!(f, "largest error against f64\n{}", precision_table(&self.precision))?;
+        }
         self.notes.iter().try_for_each(|note| writeln!(f, "- {note}"))
     }
+}
+
+fn precision_table(rows: &[PrecisionRow]) -> Table {
+    let mut table = Table::new();
+    let header = ["kernel", "case", "dtype", "ours", "naive", "peer"];
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(header);
+    for row in rows {
+        let Errors { ours, naive, peer } = row.errors;
+        let names = [row.kernel, &row.case, row.dtype].map(Cell::new);
+        let figures = [ours, naive, peer].map(|error| format!("{error:.1e}"));
+        let right = |text| Cell::new(text).set_alignment(CellAlignment::Right);
+        table.add_row(names.into_iter().chain(figures.map(right)));
+    }
+    table
 }
 
 /// The `q`-quantile, between neighbours by linear interpolation.
