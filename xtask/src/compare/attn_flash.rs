@@ -1,7 +1,9 @@
 //! The forward pass of attention against `scaled_dot_product_attention`.
 
 use anyhow::Result;
-use attn_flash::{Options, Tiling, Workspace, attention_into};
+use attn_flash::{
+    Options, Tiling, Workspace, attention_into, attention_naive, attention_reference,
+};
 use ndarray::{Array3, Array4, Zip};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
@@ -10,6 +12,7 @@ use tensor_utils::{Element, bf16};
 
 use super::duel::{Case, Contest};
 use super::peer::{Input, Peer};
+use super::precision::{Errors, PrecisionCase};
 use crate::cases::Stored;
 
 /// The sizes of a call; values are as wide as keys.
@@ -168,8 +171,52 @@ impl<T: Element + Stored> Contest for Forward<T> {
     }
 }
 
+/// Scores of ordinary size, and scores that differ by hundreds.
+pub(super) fn precision() -> Vec<PrecisionCase> {
+    let sizes = Sizes::square(1, 4, 512, 64);
+    [1.0, 8.0]
+        .into_iter()
+        .flat_map(|spread| {
+            [precision_case::<f32>(sizes, spread), precision_case::<bf16>(sizes, spread)]
+        })
+        .collect()
+}
+
+/// Queries and keys of standard deviation `spread`.
+fn precision_case<T: Element + Stored>(sizes: Sizes, spread: f64) -> PrecisionCase {
+    PrecisionCase {
+        package: "attn-flash",
+        kernel: "attn-flash",
+        name: format!("o, {}, q and k of deviation {spread}", sizes.name()),
+        dtype: T::NAME,
+        measure: Box::new(move |peer, pool| {
+            let mut forward = Forward::<T>::new(sizes)?;
+            for array in [&mut forward.q, &mut forward.k] {
+                array.mapv_inplace(|x| T::from_f64(x.to_f64() * spread));
+            }
+            pool.install(|| forward.run())?;
+            let options = Options { causal: sizes.causal, ..Options::default() };
+            let (q, k, v) = (forward.q.view(), forward.k.view(), forward.v.view());
+            let want = attention_reference(q, k, v, &options)?.o;
+            let naive = attention_naive(q, k, v, &options)?.o;
+            let theirs = peer.map(|peer| -> Result<Array4<T>> {
+                peer.compute(&forward)?;
+                Ok(peer.output("o")?.into_dimensionality()?)
+            });
+            Ok(Errors {
+                ours: largest_difference(&forward.o, &want),
+                naive: largest_difference(&naive, &want),
+                peer: theirs.transpose()?.map(|o| largest_difference(&o, &want)),
+            })
+        }),
+    }
+}
+
 /// NaN if either array has a NaN.
-pub(super) fn largest_difference<T: Element>(ours: &Array4<T>, theirs: &Array4<T>) -> f64 {
+pub(super) fn largest_difference<A: Element, B: Element>(
+    ours: &Array4<A>,
+    theirs: &Array4<B>,
+) -> f64 {
     Zip::from(ours).and(theirs).fold(0.0, |largest: f64, ours, theirs| {
         let difference = (ours.to_f64() - theirs.to_f64()).abs();
         if difference.is_nan() || difference > largest { difference } else { largest }

@@ -3,7 +3,10 @@
 
 use anyhow::Result;
 use attn_flash::{Options, attention};
-use attn_flash_bwd::{GradientsMut, Inputs, Tiling, Workspace, attention_backward_into};
+use attn_flash_bwd::{
+    GradientsMut, Inputs, Tiling, Workspace, attention_backward_into, attention_backward_naive,
+    attention_backward_reference,
+};
 use ndarray::{Array3, Array4};
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
@@ -13,6 +16,7 @@ use tensor_utils::{Element, bf16};
 use super::attn_flash::{Sizes, largest_difference};
 use super::duel::{Case, Contest};
 use super::peer::{Input, Peer};
+use super::precision::{Errors, PrecisionCase};
 use crate::cases::Stored;
 
 /// Training shapes, and one head alone.
@@ -40,6 +44,49 @@ fn case<T: Element + Stored>(sizes: Sizes, tolerance: f64) -> Case {
         tolerance,
         prepare: Box::new(move || Ok(Box::new(Backward::<T>::new(sizes)?))),
     }
+}
+
+/// The gradients of queries, keys and values, whichever is the worst.
+pub(super) fn precision() -> Vec<PrecisionCase> {
+    let sizes = Sizes::square(1, 4, 384, 64);
+    vec![precision_case::<f32>(sizes), precision_case::<bf16>(sizes)]
+}
+
+fn precision_case<T: Element + Stored>(sizes: Sizes) -> PrecisionCase {
+    PrecisionCase {
+        package: "attn-flash-bwd",
+        kernel: "attn-flash-bwd",
+        name: format!("dq, dk and dv, {}", sizes.name()),
+        dtype: T::NAME,
+        measure: Box::new(move |peer, pool| {
+            let mut backward = Backward::<T>::new(sizes)?;
+            pool.install(|| backward.run())?;
+            let options = Options { causal: sizes.causal, ..Options::default() };
+            let Backward { q, k, v, o, lse, d_o, .. } = &backward;
+            let inputs = saved(q, k, v, o, lse, d_o);
+            let want = attention_backward_reference(&inputs, &options)?;
+            let want = [want.dq, want.dk, want.dv];
+            let naive = attention_backward_naive(&inputs, &options)?;
+            let Backward { dq, dk, dv, .. } = &backward;
+            let theirs = peer.map(|peer| {
+                peer.compute(&backward)?;
+                gradients::<T>(peer)
+            });
+            Ok(Errors {
+                ours: worst([dq, dk, dv], &want),
+                naive: worst([&naive.dq, &naive.dk, &naive.dv], &want),
+                peer: theirs.transpose()?.map(|theirs| worst(theirs.each_ref(), &want)),
+            })
+        }),
+    }
+}
+
+/// The largest difference of three arrays; NaN if one has a NaN.
+fn worst<A: Element, B: Element>(got: [&Array4<A>; 3], want: &[Array4<B>; 3]) -> f64 {
+    got.into_iter().zip(want).fold(0.0, |largest, (got, want)| {
+        let difference = largest_difference(got, want);
+        if difference.is_nan() || difference > largest { difference } else { largest }
+    })
 }
 
 /// Our side.
@@ -123,14 +170,12 @@ impl<T: Element + Stored> Contest for Backward<T> {
     }
 
     fn largest_difference(&self, peer: &mut Peer) -> Result<f64> {
-        let mut largest = 0.0;
-        for (name, ours) in [("dq", &self.dq), ("dk", &self.dk), ("dv", &self.dv)] {
-            let theirs = peer.output::<T>(name)?.into_dimensionality()?;
-            let difference = largest_difference(ours, &theirs);
-            if difference.is_nan() || difference > largest {
-                largest = difference;
-            }
-        }
-        Ok(largest)
+        Ok(worst([&self.dq, &self.dk, &self.dv], &gradients::<T>(peer)?))
     }
+}
+
+/// The gradients that the peer has computed.
+fn gradients<T: Stored>(peer: &mut Peer) -> Result<[Array4<T>; 3]> {
+    let mut output = |name| -> Result<_> { Ok(peer.output(name)?.into_dimensionality()?) };
+    Ok([output("dq")?, output("dk")?, output("dv")?])
 }

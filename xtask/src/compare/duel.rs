@@ -8,7 +8,7 @@ use rayon::ThreadPool;
 use serde_json::Value;
 
 use super::peer::{Input, Peer};
-use super::report::Row;
+use super::report::{Against, Row};
 
 /// A turn lasts at least this long; short kernels are repeated.
 const TURN: f64 = 0.02;
@@ -54,36 +54,66 @@ pub(super) trait Contest: Send {
     fn largest_difference(&self, peer: &mut Peer) -> Result<f64>;
 }
 
-/// Compares the results, then measures `pairs` pairs of turns.
-pub(super) fn run(case: &Case, peer: &mut Peer, pool: &ThreadPool, pairs: usize) -> Result<Row> {
+/// Compares the results, then measures `pairs` pairs of turns; without a peer, `pairs` turns.
+pub(super) fn run(
+    case: &Case,
+    peer: Option<&mut Peer>,
+    pool: &ThreadPool,
+    pairs: usize,
+) -> Result<Row> {
     let mut contest = (case.prepare)()?;
-    let (operation, options) = contest.peer_operation();
-    peer.load(operation, &options, &contest.inputs())?;
-
-    peer.run(1)?;
-    run_ours(&mut *contest, pool, 1)?;
-    let max_error = contest.largest_difference(peer)?;
-    ensure!(
-        max_error <= case.tolerance,
-        "the results differ by {max_error:.1e}, more than {:.0e}",
-        case.tolerance,
-    );
-
+    let mut opponent =
+        peer.map(|peer| Opponent::new(peer, case, &mut *contest, pool)).transpose()?;
     let our_repeats = repeats(|| run_ours(&mut *contest, pool, 1))?;
-    let peer_repeats = repeats(|| peer.run(1))?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for pair in 0..=pairs {
         sleep(PAUSE);
         let our_turn = run_ours(&mut *contest, pool, our_repeats)?;
         sleep(PAUSE);
-        let peer_turn = peer.run(peer_repeats)?;
+        let peer_turn = opponent.as_mut().map(Opponent::turn).transpose()?;
         // The first pair is the warm-up.
         if pair > 0 {
             ours.push(our_turn);
-            theirs.push(peer_turn);
+            theirs.extend(peer_turn);
         }
     }
-    Ok(Row::new(case, pool.current_num_threads(), peer.name(), max_error, &ours, &theirs))
+    let against = opponent.map(|opponent| opponent.result(&ours, &theirs));
+    Ok(Row::new(case, pool.current_num_threads(), &ours, against))
+}
+
+/// The peer, once its result has been compared with ours.
+struct Opponent<'a> {
+    peer: &'a mut Peer,
+    repeats: usize,
+    max_error: f64,
+}
+
+impl<'a> Opponent<'a> {
+    fn new(
+        peer: &'a mut Peer,
+        case: &Case,
+        contest: &mut dyn Contest,
+        pool: &ThreadPool,
+    ) -> Result<Self> {
+        peer.compute(contest)?;
+        run_ours(contest, pool, 1)?;
+        let max_error = contest.largest_difference(peer)?;
+        ensure!(
+            max_error <= case.tolerance,
+            "the results differ by {max_error:.1e}, more than {:.0e}",
+            case.tolerance,
+        );
+        let repeats = repeats(|| peer.run(1))?;
+        Ok(Self { peer, repeats, max_error })
+    }
+
+    fn turn(&mut self) -> Result<f64> {
+        self.peer.run(self.repeats)
+    }
+
+    fn result(self, ours: &[f64], theirs: &[f64]) -> Against {
+        Against::new(self.peer.name(), self.max_error, ours, theirs)
+    }
 }
 
 /// Seconds that one of `repeats` calls took.

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::duel::Contest;
 use crate::cases::{Stored, Tensor};
 
 const SCRIPT: &str = include_str!("../../peers/torch_peer.py");
@@ -103,6 +104,14 @@ impl Peer {
         safetensors::serialize_to_file(views, None, &path)?;
         self.ask(&json!({"do": "load", "op": op, "options": options, "inputs": path}))?;
         std::fs::remove_file(&path).context("cannot remove a temporary file")
+    }
+
+    /// Hands over the arrays of a contest, and computes once.
+    pub(super) fn compute(&mut self, contest: &dyn Contest) -> Result<()> {
+        let (operation, options) = contest.peer_operation();
+        self.load(operation, &options, &contest.inputs())?;
+        self.run(1)?;
+        Ok(())
     }
 
     /// Runs the operation `repeats` times; returns the seconds one took.

@@ -16,7 +16,7 @@ pub(super) struct PrecisionCase {
     pub(super) measure: Measure,
 }
 
-type Measure = Box<dyn Fn(&mut Peer, &ThreadPool) -> Result<Errors>>;
+type Measure = Box<dyn Fn(Option<&mut Peer>, &ThreadPool) -> Result<Errors>>;
 
 impl PrecisionCase {
     /// What tells it from the others.
@@ -24,7 +24,7 @@ impl PrecisionCase {
         format!("{} {} {}", self.kernel, self.name, self.dtype)
     }
 
-    pub(super) fn row(&self, peer: &mut Peer, pool: &ThreadPool) -> Result<PrecisionRow> {
+    pub(super) fn row(&self, peer: Option<&mut Peer>, pool: &ThreadPool) -> Result<PrecisionRow> {
         let errors = (self.measure)(peer, pool)?;
         Ok(PrecisionRow { kernel: self.kernel, case: self.name.clone(), dtype: self.dtype, errors })
     }
@@ -36,7 +36,8 @@ pub(super) struct Errors {
     pub(super) ours: f64,
     /// Of the formula in plain loops, with all arithmetic in the compute type.
     pub(super) naive: f64,
-    pub(super) peer: f64,
+    /// `None` without a peer.
+    pub(super) peer: Option<f64>,
 }
 
 /// One case.

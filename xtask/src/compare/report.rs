@@ -15,7 +15,7 @@ use super::precision::{Errors, PrecisionRow};
 #[derive(Serialize)]
 pub(super) struct Report {
     machine: Machine,
-    peer: String,
+    peer: Option<String>,
     notes: &'static [&'static str],
     rows: Vec<Row>,
     precision: Vec<PrecisionRow>,
@@ -39,50 +39,58 @@ pub(super) struct Row {
     dtype: &'static str,
     threads: usize,
     ours_ms: f64,
+    #[serde(flatten)]
+    against: Option<Against>,
+    gflops: f64,
+    gb_s: f64,
+    fraction_of_peak: f64,
+    fraction_of_stream: f64,
+}
+
+/// The peer's side of a case.
+#[derive(Debug, Serialize)]
+pub(super) struct Against {
     peer: String,
     peer_ms: f64,
     ratio: f64,
     /// First and third quartile of the ratios of the pairs.
     ratio_quartiles: [f64; 2],
     pairs: usize,
-    gflops: f64,
-    gb_s: f64,
-    fraction_of_peak: f64,
-    fraction_of_stream: f64,
     /// Largest difference between the two results.
     max_error: f64,
 }
 
-impl Row {
-    /// From the seconds of each turn. The report fills in the fractions.
-    pub(super) fn new(
-        case: &Case,
-        threads: usize,
-        peer: String,
-        max_error: f64,
-        ours: &[f64],
-        theirs: &[f64],
-    ) -> Self {
+impl Against {
+    /// From the seconds of each turn.
+    pub(super) fn new(peer: String, max_error: f64, ours: &[f64], theirs: &[f64]) -> Self {
         let (our_time, peer_time) = (quantile(ours, 0.5), quantile(theirs, 0.5));
         let ratios: Vec<_> = ours.iter().zip(theirs).map(|(ours, theirs)| theirs / ours).collect();
-        let gflops = case.flops / our_time / 1e9;
-        let gb_s = case.bytes / our_time / 1e9;
+        Self {
+            peer,
+            peer_ms: peer_time * 1e3,
+            ratio: peer_time / our_time,
+            ratio_quartiles: [quantile(&ratios, 0.25), quantile(&ratios, 0.75)],
+            pairs: ours.len(),
+            max_error,
+        }
+    }
+}
+
+impl Row {
+    /// From the seconds of each of our turns. The report fills in the fractions.
+    pub(super) fn new(case: &Case, threads: usize, ours: &[f64], against: Option<Against>) -> Self {
+        let our_time = quantile(ours, 0.5);
         Self {
             kernel: case.kernel,
             case: case.name.clone(),
             dtype: case.dtype,
             threads,
             ours_ms: our_time * 1e3,
-            peer,
-            peer_ms: peer_time * 1e3,
-            ratio: peer_time / our_time,
-            ratio_quartiles: [quantile(&ratios, 0.25), quantile(&ratios, 0.75)],
-            pairs: ours.len(),
-            gflops,
-            gb_s,
+            against,
+            gflops: case.flops / our_time / 1e9,
+            gb_s: case.bytes / our_time / 1e9,
             fraction_of_peak: f64::NAN,
             fraction_of_stream: f64::NAN,
-            max_error,
         }
     }
 }
@@ -90,7 +98,7 @@ impl Row {
 impl Report {
     pub(super) fn new(
         machine: Machine,
-        peer: String,
+        peer: Option<String>,
         mut rows: Vec<Row>,
         precision: Vec<PrecisionRow>,
     ) -> Self {
@@ -127,23 +135,29 @@ impl fmt::Display for Report {
             "max error",
         ]);
         for row in &self.rows {
-            let [low, high] = row.ratio_quartiles;
+            let measured = |show: fn(&Against) -> String| {
+                row.against.as_ref().map_or_else(|| "not measured".to_owned(), show)
+            };
             let figures = [
                 format!("{:.3}", row.ours_ms),
-                format!("{:.3}", row.peer_ms),
-                format!("{:.2}x", row.ratio),
-                format!("{low:.2} to {high:.2}"),
+                measured(|against| format!("{:.3}", against.peer_ms)),
+                measured(|against| format!("{:.2}x", against.ratio)),
+                measured(|against| {
+                    let [low, high] = against.ratio_quartiles;
+                    format!("{low:.2} to {high:.2}")
+                }),
                 format!("{:.0}", row.gflops),
                 format!("{:.1}", row.gb_s),
                 format!("{:.0} %", row.fraction_of_peak * 100.0),
                 format!("{:.0} %", row.fraction_of_stream * 100.0),
-                format!("{:.0e}", row.max_error),
+                measured(|against| format!("{:.0e}", against.max_error)),
             ];
             let names = [row.kernel, &row.case, row.dtype].map(Cell::new);
             let right = |text| Cell::new(text).set_alignment(CellAlignment::Right);
             table.add_row(names.into_iter().chain(figures.map(right)));
         }
-        writeln!(f, "{}\npeer: {}", self.machine, self.peer)?;
+        let peer = self.peer.as_deref().unwrap_or("not measured");
+        writeln!(f, "{}\npeer: {peer}", self.machine)?;
         if !self.rows.is_empty() {
             writeln!(f, "{table}")?;
         }
@@ -161,7 +175,10 @@ fn precision_table(rows: &[PrecisionRow]) -> Table {
     for row in rows {
         let Errors { ours, naive, peer } = row.errors;
         let names = [row.kernel, &row.case, row.dtype].map(Cell::new);
-        let figures = [ours, naive, peer].map(|error| format!("{error:.1e}"));
+        let figures = [Some(ours), Some(naive), peer].map(|error| match error {
+            Some(error) => format!("{error:.1e}"),
+            None => "not measured".to_owned(),
+        });
         let right = |text| Cell::new(text).set_alignment(CellAlignment::Right);
         table.add_row(names.into_iter().chain(figures.map(right)));
     }
