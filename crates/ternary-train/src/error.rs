@@ -15,6 +15,30 @@ pub enum Error {
     /// An instruction set that is not there.
     #[error(transparent)]
     Isa(#[from] IsaError),
+    /// An operation of the model.
+    #[error(transparent)]
+    Op(#[from] crate::ops::OpError),
+    /// A text that does not fill a window.
+    #[error("the text has {tokens} tokens, a window takes {length} and the one after")]
+    TooShort {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Tokens of a window.
+        length: usize,
+    },
+    /// A training that leads nowhere.
+    #[error(
+        "training diverged at step {step}: loss {loss}, norm of the gradients {gradient_norm}; \
+         a lower learning rate or a longer warmup may help"
+    )]
+    Diverged {
+        /// The step, from 1.
+        step: usize,
+        /// Its loss.
+        loss: f64,
+        /// The norm of all gradients.
+        gradient_norm: f64,
+    },
     /// An option with a value outside its range.
     #[error("option `{option}` is {got}, expected {expected}")]
     Option {

@@ -3,15 +3,30 @@
 
 mod config;
 mod error;
+mod model;
 mod options;
 mod packed;
 mod quantize;
 mod reference;
+mod report;
+mod train;
 mod weights;
+
+pub mod ops;
 
 // The model: its shape and its weights.
 pub use config::{Config, Preset};
 pub use weights::{LayerWeights, Named, Weights};
+
+// Training.
+pub use model::{Layout, Loss, Model, View};
+pub use train::{
+    Corpus, Leak, StepReport, TrainOptions, Trainer, find_leak, load_checkpoint, save_checkpoint,
+    windows_of,
+};
+
+// Reports.
+pub use report::{Leakage, Point, TrainReport, Validation, peak_memory};
 
 // Ternary matrices.
 pub use options::{Projection, Rule, Tiling};

@@ -1,0 +1,91 @@
+//! Rotary positions (Su et al., RoFormer, 2021) in the half-split layout of Llama and Qwen: element
+//! `i` of a head is rotated with element `i + D / 2`.
+
+use rayon::prelude::*;
+use tensor_utils::{Float, check_shape};
+
+use super::OpError;
+
+/// Rows of one task.
+const ROWS: usize = 64;
+
+/// Cosines and sines of all positions.
+#[derive(Debug, Clone)]
+pub struct Rope<A> {
+    half: usize,
+    /// `[position][D / 2]`.
+    cos: Vec<A>,
+    /// The same.
+    sin: Vec<A>,
+}
+
+/// Which way to turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// As the model does.
+    Forward,
+    /// Back: the gradient of a rotation is the rotation by the opposite angle.
+    Backward,
+}
+
+impl<A: Float> Rope<A> {
+    /// Angles `position * theta^(-2 i / head_size)`, computed in `f64`, for positions below
+    /// `positions`. The last element of an odd head stays where it is.
+    pub fn new(head_size: usize, theta: f64, positions: usize) -> Self {
+        let half = head_size / 2;
+        let angles = (0..positions).flat_map(|position| {
+            (0..half).map(move |i| position as f64 * theta.powf(-2.0 * i as f64 / head_size as f64))
+        });
+        let (cos, sin) =
+            angles.map(|angle| (A::from_f64(angle.cos()), A::from_f64(angle.sin()))).unzip();
+        Self { half, cos, sin }
+    }
+
+    /// How many positions there are.
+    pub fn positions(&self) -> usize {
+        self.cos.len().checked_div(self.half).unwrap_or(usize::MAX)
+    }
+}
+
+/// Rotates every head of `x: [tokens, heads, head_size]` in place; token `t` stands at position
+/// `t % length`, as in a batch of sequences of `length`.
+///
+/// # Errors
+/// [`OpError::Shape`] if `x` is not whole tokens, or `rope` has another head size or fewer positions.
+pub fn rotate<A: Float>(
+    x: &mut [A],
+    heads: usize,
+    head_size: usize,
+    length: usize,
+    rope: &Rope<A>,
+    direction: Direction,
+) -> Result<(), OpError> {
+    let width = heads * head_size;
+    check_shape("x", &[x.len()], &[x.len() / width.max(1) * width])?;
+    check_shape("rope", &[rope.half], &[head_size / 2])?;
+    if length > rope.positions() {
+        check_shape("rope", &[rope.positions()], &[length])?;
+    }
+    let half = rope.half;
+    if half == 0 || length == 0 {
+        return Ok(());
+    }
+    x.par_chunks_mut(ROWS * width).enumerate().for_each(|(chunk, rows)| {
+        for (row, x) in rows.chunks_exact_mut(width).enumerate() {
+            let position = (chunk * ROWS + row) % length;
+            let cos = &rope.cos[position * half..][..half];
+            let sin = &rope.sin[position * half..][..half];
+            for head in x.chunks_exact_mut(head_size) {
+                let (low, high) = head.split_at_mut(half);
+                let high = &mut high[..half];
+                for i in 0..half {
+                    let sin = if direction == Direction::Forward { sin[i] } else { -sin[i] };
+                    let (x, y) = (low[i], high[i]);
+                    low[i] = x * cos[i] - y * sin;
+                    high[i] = y * cos[i] + x * sin;
+                }
+            }
+        }
+    });
+    Ok(())
+}

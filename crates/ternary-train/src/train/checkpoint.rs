@@ -1,0 +1,122 @@
+//! Checkpoints: one file with everything that a training needs to go on with the same bits.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::path::Path;
+
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors, serialize_to_file};
+use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
+
+use super::trainer::State;
+use super::{TrainOptions, Trainer};
+use crate::{Config, Error};
+
+/// Version of the format.
+const FORMAT: &str = "ternary-train-checkpoint/1";
+
+/// What stands beside the tensors.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    step: usize,
+    /// The `config.json` of the model.
+    config: String,
+    options: TrainOptions,
+    /// What the caller keeps with it.
+    note: String,
+}
+
+/// Writes a checkpoint in place of the one at `path`: to a temporary file beside it, which is
+/// renamed when it is on the disk, so that at any moment there is a whole one. `note` comes back
+/// from [`load_checkpoint`].
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be written; the one at `path` is as it was then.
+pub fn save_checkpoint(path: &Path, trainer: &Trainer, note: &str) -> Result<(), Error> {
+    let State { step, latent, mean, square } = &trainer.state;
+    let header = Header {
+        step: *step,
+        config: trainer.config.to_json(),
+        options: trainer.options.clone(),
+        note: note.to_owned(),
+    };
+    let header = serde_json::to_string(&header).map_err(|error| other(path, error))?;
+    let tensors = [("latent", latent), ("mean", mean), ("square", square)];
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(header.as_bytes());
+    let mut views = Vec::new();
+    for (name, values) in tensors {
+        let bytes = bytemuck::cast_slice(values);
+        sum.update(bytes);
+        let view = TensorView::new(Dtype::F32, vec![values.len()], bytes);
+        views.push((name, view.map_err(|error| other(path, error))?));
+    }
+    let metadata = HashMap::from([
+        ("format".to_owned(), FORMAT.to_owned()),
+        ("training".to_owned(), header),
+        ("crc32".to_owned(), format!("{:08x}", sum.finalize())),
+    ]);
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let file = NamedTempFile::new_in(folder).map_err(Error::io(path))?;
+    serialize_to_file(views, Some(metadata), file.path()).map_err(|error| other(path, error))?;
+    File::open(file.path()).and_then(|file| file.sync_all()).map_err(Error::io(path))?;
+    file.persist(path).map_err(|error| Error::Io { path: path.to_owned(), source: error.error })?;
+    // The new name is on the disk when its folder is; not every system can do that.
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
+    Ok(())
+}
+
+/// Reads a checkpoint; the training goes on with the bits it would have had. Returns the note as
+/// well.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read, [`Error::File`] with its name if it is cut short, was changed
+/// (a checksum covers everything) or is no checkpoint.
+pub fn load_checkpoint(path: &Path) -> Result<(Trainer, String), Error> {
+    let bytes = fs::read(path).map_err(Error::io(path))?;
+    let refuse =
+        |what: &str| Error::file(path, format!("{what}: the checkpoint is damaged or none"));
+    let read = |error: safetensors::SafeTensorError| refuse(&error.to_string());
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(read)?;
+    let tensors = SafeTensors::deserialize(&bytes).map_err(read)?;
+    let metadata = metadata.metadata().clone().unwrap_or_default();
+    let field = |key: &str| {
+        metadata.get(key).ok_or_else(|| refuse(&format!("it has no `{key}` in its header")))
+    };
+    if field("format")? != FORMAT {
+        return Err(refuse(&format!("its format is `{}`, expected `{FORMAT}`", field("format")?)));
+    }
+    let header = field("training")?;
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(header.as_bytes());
+    let mut vectors = Vec::new();
+    for name in ["latent", "mean", "square"] {
+        let tensor = tensors.tensor(name).map_err(read)?;
+        sum.update(tensor.data());
+        let (values, rest) = tensor.data().as_chunks::<4>();
+        if tensor.dtype() != Dtype::F32 || !rest.is_empty() {
+            return Err(refuse(&format!("`{name}` is not f32")));
+        }
+        vectors.push(values.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect::<Vec<_>>());
+    }
+    let sum = format!("{:08x}", sum.finalize());
+    if *field("crc32")? != sum {
+        return Err(refuse(&format!("its checksum is {sum}, expected {}", field("crc32")?)));
+    }
+    let header: Header =
+        serde_json::from_str(header).map_err(|error| refuse(&error.to_string()))?;
+    let config = Config::from_json(&header.config)?;
+    let [latent, mean, square]: [Vec<f32>; 3] =
+        vectors.try_into().map_err(|_| refuse("tensors are missing"))?;
+    let state = State { step: header.step, latent, mean, square };
+    let trainer = Trainer::with_state(&config, &header.options, state)?;
+    Ok((trainer, header.note))
+}
+
+/// An error of another kind as one of the file.
+fn other(path: &Path, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::Io { path: path.to_owned(), source: std::io::Error::other(error) }
+}
