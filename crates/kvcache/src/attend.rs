@@ -1,12 +1,18 @@
 //! Attention over the cache: the public entry points.
 
-use ndarray::{Array2, Array3, ArrayView3, ArrayViewMut2, ArrayViewMut3};
-use tensor_utils::{Element, ShapeError, check_shape, try_array};
+use ndarray::{Array2, Array3, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
+use tensor_utils::simd::Simd;
+use tensor_utils::{
+    Element, Isa, Kernel, ShapeError, check_shape, dispatch, for_each_chunk, try_array,
+};
 
 use crate::cache::Cache;
 use crate::error::invalid;
+use crate::kernel::task::{self, Context, PAIRS, grow};
 use crate::options::NO_PAGE;
-use crate::{Error, Options, Queries, Rows, Workspace};
+use crate::plan::{Plan, Task};
+use crate::workspace::Slots;
+use crate::{Error, Options, Queries, Rows, Window, Workspace};
 
 /// The result of [`Cache::attend`].
 #[derive(Debug, Clone, PartialEq)]
@@ -64,18 +70,28 @@ impl Cache {
         workspace: &mut Workspace,
     ) -> Result<(), Error> {
         let scale = self.check_attend(&o, &lse, layer, &q, batch, options)?;
-        let heads = q.dim().1;
-        let mut first = 0;
-        for queries in batch {
-            for i in 0..queries.len() {
-                for head in 0..heads {
-                    let at = (first, i, head);
-                    self.attend_simply(
-                        &mut o, &mut lse, layer, &q, queries, options, scale, at, workspace,
-                    )?;
-                }
-            }
-            first += queries.len();
+        let isa = match options.isa {
+            Some(isa) => isa,
+            None => Isa::active()?,
+        };
+        let group = q.dim().1 / self.config.key_heads;
+        if group == 0 {
+            return Ok(());
+        }
+        let windows = [options.window, self.config.window];
+        workspace.prepare();
+        let Workspace { plan, queries, .. } = workspace;
+        plan.list(self, layer, batch);
+        let depth = self.config.head_size.next_multiple_of(PAIRS);
+        pack(&q, plan, group, depth, scale, queries);
+        let mut start = 0;
+        while start < workspace.plan.units.len() {
+            let wave = workspace.plan.wave(start, self, group);
+            workspace.plan.divide(self, group, wave.clone(), windows);
+            let softcap = options.softcap.map(|cap| cap as f32);
+            dispatch(isa, Wave { cache: self, layer, group, softcap, windows, workspace })?;
+            write(&mut o, &mut lse, self, group, wave.clone(), workspace);
+            start = wave.end;
         }
         Ok(())
     }
@@ -156,92 +172,171 @@ impl Cache {
         }
         Ok(())
     }
+}
 
-    fn attend_simply<T: Element<Acc = f32>>(
-        &self,
-        o: &mut ArrayViewMut3<'_, T>,
-        lse: &mut ArrayViewMut2<'_, f32>,
-        layer: usize,
-        q: &ArrayView3<'_, T>,
-        queries: &Queries<'_>,
-        options: &Options,
-        scale: f32,
-        (first, i, head): (usize, usize, usize),
-        workspace: &mut Workspace,
-    ) -> Result<(), Error> {
-        let sequence = self.sequence(queries.seq)?;
-        let len = sequence.lens[layer];
-        let n = queries.len();
-        let base = len - n;
-        let mut keys: Vec<(usize, usize)> = Vec::new();
-        match queries.rows {
-            Rows::Last(_) => keys.extend((0..=base + i).map(|j| (j, j))),
-            Rows::Tree(parents) => {
-                let mut path = Vec::new();
-                let mut node = i as i64;
-                while node >= 0 {
-                    path.push(node as usize);
-                    node = parents[node as usize];
+/// Queries in the order of the plan, times the scale, padded with zeros.
+fn pack<T: Element<Acc = f32>>(
+    q: &ArrayView3<'_, T>,
+    plan: &Plan,
+    group: usize,
+    depth: usize,
+    scale: f32,
+    to: &mut Vec<f32>,
+) {
+    let (_, heads, head_size) = q.dim();
+    grow(to, heads * plan.units.len() * depth);
+    for head in 0..heads / group {
+        for (index, unit) in plan.units.iter().enumerate() {
+            let q = q.index_axis(Axis(0), unit.row);
+            for h in 0..group {
+                let row = (head * plan.units.len() + index) * group + h;
+                let (to, padding) = to[row * depth..(row + 1) * depth].split_at_mut(head_size);
+                for (to, x) in to.iter_mut().zip(q.row(head * group + h)) {
+                    *to = x.to_acc() * scale;
                 }
-                keys.extend((0..base).map(|j| (j, j)));
-                keys.extend(path.iter().rev().enumerate().map(|(d, j)| (base + j, base + d)));
+                padding.fill(0.0);
             }
         }
-        let position = keys.last().map_or(0, |key| key.1);
-        let key_head = head / (q.dim().1 / self.config.key_heads);
-        let d = self.config.head_size;
-        let (mut m, mut l) = (f32::NEG_INFINITY, 0.0_f32);
-        let e = self.config.value_size;
-        let mut sums = vec![0.0_f32; e];
-        let page_size = self.config.page_size;
-        for (row, at) in keys {
-            let windows = [options.window, self.config.window];
-            if windows.iter().flatten().any(|w| position - at >= w.size && at >= w.sinks) {
-                continue;
+    }
+}
+
+/// The tasks of a wave, on one instruction set.
+struct Wave<'a> {
+    cache: &'a Cache,
+    layer: usize,
+    group: usize,
+    softcap: Option<f32>,
+    windows: [Option<Window>; 2],
+    workspace: &'a mut Workspace,
+}
+
+impl Kernel for Wave<'_> {
+    type Output = ();
+
+    fn run<S: Simd>(self, simd: S) {
+        let Self { cache, layer, group, softcap, windows, workspace } = self;
+        let mut partials = std::mem::take(&mut workspace.partials);
+        let mut merged = std::mem::take(&mut workspace.merged);
+        let plan = &workspace.plan;
+        grow(&mut partials, plan.floats);
+        let cx = Context {
+            cache,
+            layer,
+            group,
+            softcap,
+            windows,
+            entries: &plan.entries,
+            units: &plan.units,
+            parents: &plan.parents,
+            queries: &workspace.queries,
+        };
+        run_tasks(simd, &cx, &plan.tasks, workspace.slots(), &mut partials[..plan.floats]);
+
+        let first = plan.tasks.iter().map(|task| task.units.start).min().unwrap_or(0);
+        let end = plan.tasks.iter().map(|task| task.units.end).max().unwrap_or(0);
+        let e = cache.config.value_size.next_multiple_of(16);
+        let size = (end - first) * group * (e + 2);
+        grow(&mut merged, cache.config.key_heads * size);
+        let merged_heads = &mut merged[..cache.config.key_heads * size];
+        for_each_chunk(merged_heads, size, |head, to| {
+            merge(plan, head, group, first, e, &partials, to);
+        });
+        workspace.partials = partials;
+        workspace.merged = merged;
+    }
+}
+
+/// Runs tasks whose results lie one after the other in `out`.
+fn run_tasks<S: Simd>(
+    simd: S,
+    cx: &Context<'_>,
+    tasks: &[Task],
+    slots: Slots<'_>,
+    out: &mut [f32],
+) {
+    match tasks {
+        [] => {}
+        [task] => task::run(simd, cx, task, &mut slots.take(), out),
+        _ => {
+            let (left, right) = tasks.split_at(tasks.len() / 2);
+            let (a, b) = out.split_at_mut(right[0].partial - left[0].partial);
+            rayon::join(
+                || run_tasks(simd, cx, left, slots, a),
+                || run_tasks(simd, cx, right, slots, b),
+            );
+        }
+    }
+}
+
+/// Merges the chunks of each row in order; `to` is `[row][o, m, l]` of one key head.
+fn merge(
+    plan: &Plan,
+    head: usize,
+    group: usize,
+    first: usize,
+    e: usize,
+    partials: &[f32],
+    to: &mut [f32],
+) {
+    for row in to.chunks_exact_mut(e + 2) {
+        row.fill(0.0);
+        row[e] = f32::NEG_INFINITY;
+    }
+    for task in plan.tasks.iter().filter(|task| task.head == head) {
+        let rows = task.units.len() * group;
+        let partial = &partials[task.partial..][..rows * (e + 2)];
+        let (o, rest) = partial.split_at(rows * e);
+        let (m, l) = rest.split_at(rows);
+        for row in 0..rows {
+            let at = ((task.units.start - first) * group + row) * (e + 2);
+            let (sums, state) = to[at..at + e + 2].split_at_mut(e);
+            // NaN in either maximum reaches the sums, which are NaN then already.
+            let max = state[0].max(m[row]);
+            let factor = |m: f32| if m == max { 1.0 } else { (m - max).exp() };
+            let (a, b) = (factor(state[0]), factor(m[row]));
+            for (sum, &x) in sums.iter_mut().zip(&o[row * e..]) {
+                *sum = *sum * a + x * b;
             }
-            let (index, r) = (row / page_size, row % page_size);
-            let page = sequence.pages[index];
-            if page == NO_PAGE {
-                continue;
-            }
-            let in_tree = matches!(queries.rows, Rows::Tree(_)) && row >= base;
-            let raw =
-                sequence.raw_page(index).filter(|_| in_tree || !self.is_coded(index, position));
-            let load = |form: crate::store::Form, slab: &crate::store::Slab, row: &mut Vec<f32>| {
-                row.resize(form.columns, 0.0);
-                match raw {
-                    Some(raw) if form.storage.is_quantised() => {
-                        self.raw.read(form, raw, (layer, key_head), r, row);
-                    }
-                    _ => slab.read(form, page, key_head, r, row),
-                }
+            state[0] = max;
+            state[1] = state[1] * a + l[row] * b;
+        }
+    }
+}
+
+/// Divides by the sums of weights and writes out.
+fn write<T: Element<Acc = f32>>(
+    o: &mut ArrayViewMut3<'_, T>,
+    lse: &mut ArrayViewMut2<'_, f32>,
+    cache: &Cache,
+    group: usize,
+    wave: std::ops::Range<usize>,
+    workspace: &Workspace,
+) {
+    let plan = &workspace.plan;
+    let first = plan.tasks.iter().map(|task| task.units.start).min().unwrap_or(0);
+    let end = plan.tasks.iter().map(|task| task.units.end).max().unwrap_or(0);
+    let e = cache.config.value_size.next_multiple_of(16);
+    for index in wave {
+        let row = plan.units[index].row;
+        for head in 0..cache.config.key_heads * group {
+            let mut out = o.index_axis_mut(Axis(0), row);
+            let out = out.row_mut(head);
+            // Units that see nothing may be in no task.
+            let (sums, max, sum) = if (first..end).contains(&index) {
+                let unit = head / group * (end - first) + index - first;
+                let state = &workspace.merged[(unit * group + head % group) * (e + 2)..][..e + 2];
+                (&state[..e], state[e], state[e + 1])
+            } else {
+                (&[][..], f32::NEG_INFINITY, 0.0)
             };
-            load(self.keys, &self.layers[layer].keys, &mut workspace.row);
-            let mut s = 0.0;
-            for c in 0..d {
-                s += q[[first + i, head, c]].to_acc() * workspace.row[c];
-            }
-            s *= scale;
-            if let Some(cap) = options.softcap {
-                s = cap as f32 * (s / cap as f32).tanh();
-            }
-            let new = if s > m || s.is_nan() { s } else { m };
-            if new == f32::NEG_INFINITY {
-                continue;
-            }
-            let correction = (m - new).exp();
-            let p = (s - new).exp();
-            m = new;
-            l = l * correction + p;
-            load(self.values, &self.layers[layer].values, &mut workspace.row);
-            for (sum, &x) in sums.iter_mut().zip(&workspace.row) {
-                *sum = *sum * correction + p * x;
+            if sum == 0.0 {
+                out.into_iter().for_each(|out| *out = T::from_acc(0.0));
+                lse[[row, head]] = f32::NEG_INFINITY;
+            } else {
+                let inverse = 1.0 / sum;
+                out.into_iter().zip(sums).for_each(|(out, &x)| *out = T::from_acc(x * inverse));
+                lse[[row, head]] = max + sum.ln();
             }
         }
-        for c in 0..e {
-            o[[first + i, head, c]] = T::from_acc(if l == 0.0 { 0.0 } else { sums[c] / l });
-        }
-        lse[[first + i, head]] = if l == 0.0 { f32::NEG_INFINITY } else { m + l.ln() };
-        Ok(())
     }
 }

@@ -1,19 +1,18 @@
 //! Where the numbers are: the records of pages.
 //!
 //! One record holds one head of one page; `[page][head]` records follow one another in the slab of a
-//! layer. Within a record of `P` rows:
+//! layer. With `r` the index that attention sums over (channel of a key, row of a value), `l` the
+//! other one, `R` and `L` their numbers, a record is
 //!
-//! | | layout |
+//! | storage | layout |
 //! | --- | --- |
-//! | keys, floats | `[D][P]`: channel by channel, so that 16 keys fill a vector |
-//! | values, floats | `[P][E]`: row by row, so that 16 channels fill a vector |
-//! | keys, codes | `[D / 2F][P][2]` words, then `D` scales and `D` minima |
-//! | values, codes | `[P / 2F][E][2]` words, then `P` scales and `P` minima |
+//! | `f32` | `[R][L]` |
+//! | others | `[R / 2F][L][2]` words of 16 bits, each of `F` fields: 1 of 16 bits, 2 of 8, or 4 of 4 |
+//! | codes | then `R` scales and `R` minima |
 //!
-//! A word of 16 bits has `F` fields: 4 of 4 bits or 2 of 8 bits. With `r` the index that the attention
-//! sums over (channel of a key, row of a value) and `l` the other one, code `(r, l)` is field
-//! `r % 2F / 2` of word `[r / 2F][l][r % 2]`: shifting and masking a vector of words leaves pairs of
-//! neighbours `r, r + 1` for each lane `l`, the operands of a dot product of pairs.
+//! where number `(r, l)` is field `r % 2F / 2` of word `[r / 2F][l][r % 2]`. So 16 keys, or 16 channels
+//! of values, fill a vector, and shifting and masking a vector of words leaves the neighbours `r` and
+//! `r + 1` of each `l`: two `f32`, or the operands of a dot product of pairs.
 //!
 //! Vectors may be loaded past the end of a row, and of the last record, so a slab has a little slack.
 
@@ -55,7 +54,7 @@ impl Form {
     /// Fields of a word.
     #[inline(always)]
     pub(crate) fn fields(self) -> usize {
-        if self.storage == Storage::Int4 { 4 } else { 2 }
+        16 / self.storage.bits().min(16)
     }
 
     /// The largest code.
@@ -71,9 +70,9 @@ impl Form {
         }
     }
 
-    /// Words of the codes of a record.
+    /// Words of the numbers of a record.
     #[inline(always)]
-    pub(crate) fn code_words(self) -> usize {
+    pub(crate) fn words(self) -> usize {
         let (summed, lanes) = self.axes();
         summed.div_ceil(2 * self.fields()) * lanes * 2
     }
@@ -87,10 +86,10 @@ impl Form {
     /// Elements of a record, each of the bytes of [`Self::element_bytes`].
     #[inline(always)]
     pub(crate) fn record(self) -> usize {
-        if self.storage.is_quantised() {
-            self.code_words() + 2 * self.groups()
-        } else {
-            self.rows * self.columns
+        match self.storage {
+            Storage::F32 => self.rows * self.columns,
+            Storage::Bf16 | Storage::F16 => self.words(),
+            Storage::Int8 | Storage::Int4 => self.words() + 2 * self.groups(),
         }
     }
 
@@ -103,7 +102,7 @@ impl Form {
         self.heads * self.record() * self.element_bytes()
     }
 
-    /// Where element `column` of row `row` of a float record is.
+    /// Where element `column` of row `row` of an `f32` record is.
     #[inline(always)]
     fn at(self, row: usize, column: usize) -> usize {
         match self.side {
@@ -112,9 +111,9 @@ impl Form {
         }
     }
 
-    /// Word and shift of the code of element `column` of row `row`.
+    /// Word and shift of element `column` of row `row`.
     #[inline(always)]
-    fn code_at(self, row: usize, column: usize) -> (usize, usize) {
+    fn word_at(self, row: usize, column: usize) -> (usize, usize) {
         let (r, lane) = match self.side {
             Side::Keys => (column, row),
             Side::Values => (row, column),
@@ -125,8 +124,8 @@ impl Form {
         ((block * lanes + lane) * 2 + r % 2, r / 2 * (16 / fields))
     }
 
-    fn code_mask(self) -> u16 {
-        if self.storage == Storage::Int4 { 15 } else { 255 }
+    fn field_mask(self) -> u16 {
+        u16::MAX >> (16 - self.storage.bits().min(16))
     }
 }
 
@@ -165,12 +164,16 @@ impl Slab {
     pub(crate) fn write(&mut self, form: Form, page: u32, head: usize, row: usize, from: &[f32]) {
         let start = Self::start(form, page, head);
         match (self, form.storage) {
-            (Self::F32(to), _) => write_floats(form, &mut to[start..], row, from, |x| x),
+            (Self::F32(to), _) => write_row(form, &mut to[start..], row, from),
             (Self::Words(to), Storage::Bf16) => {
-                write_floats(form, &mut to[start..], row, from, |x| bf16::from_acc(x).to_bits());
+                for (column, &x) in from.iter().enumerate() {
+                    to[start + form.word_at(row, column).0] = bf16::from_acc(x).to_bits();
+                }
             }
             (Self::Words(to), Storage::F16) => {
-                write_floats(form, &mut to[start..], row, from, |x| f16::from_f32(x).to_bits());
+                for (column, &x) in from.iter().enumerate() {
+                    to[start + form.word_at(row, column).0] = f16::from_f32(x).to_bits();
+                }
             }
             (Self::Words(_), _) => {}
         }
@@ -183,20 +186,20 @@ impl Slab {
             *to = match (self, form.storage) {
                 (Self::F32(from), _) => from[start + form.at(row, column)],
                 (Self::Words(from), Storage::Bf16) => {
-                    bf16::from_bits(from[start + form.at(row, column)]).to_acc()
+                    bf16::from_bits(from[start + form.word_at(row, column).0]).to_acc()
                 }
                 (Self::Words(from), Storage::F16) => {
-                    f16::from_bits(from[start + form.at(row, column)]).to_f32()
+                    f16::from_bits(from[start + form.word_at(row, column).0]).to_f32()
                 }
                 (Self::Words(from), _) => {
-                    let (word, shift) = form.code_at(row, column);
+                    let (word, shift) = form.word_at(row, column);
                     let group = if form.side == Side::Keys { column } else { row };
-                    let scales = start + form.code_words();
+                    let scales = start + form.words();
                     Affine {
                         scale: bf16::from_bits(from[scales + group]),
                         minimum: bf16::from_bits(from[scales + form.groups() + group]),
                     }
-                    .value(from[start + word] >> shift & form.code_mask())
+                    .value(from[start + word] >> shift & form.field_mask())
                 }
             };
         }
@@ -207,7 +210,7 @@ impl Slab {
         let Self::Words(words) = self else { return };
         let start = Self::start(form, page, head);
         let record = &mut words[start..][..form.record()];
-        let (codes, affine) = record.split_at_mut(form.code_words());
+        let (codes, affine) = record.split_at_mut(form.words());
         codes.fill(0);
         let (scales, minima) = affine.split_at_mut(form.groups());
         let lanes = form.axes().1;
@@ -241,9 +244,19 @@ impl Slab {
 
     /// Copies one row of all heads; floats only.
     pub(crate) fn copy_row(&mut self, form: Form, from: (u32, usize), to: (u32, usize)) {
-        match self {
-            Self::F32(slab) => copy_row(form, slab, from, to),
-            Self::Words(slab) => copy_row(form, slab, from, to),
+        for head in 0..form.heads {
+            let (a, b) = (Self::start(form, from.0, head), Self::start(form, to.0, head));
+            for column in 0..form.columns {
+                match self {
+                    Self::F32(slab) => {
+                        slab[b + form.at(to.1, column)] = slab[a + form.at(from.1, column)];
+                    }
+                    Self::Words(slab) => {
+                        slab[b + form.word_at(to.1, column).0] =
+                            slab[a + form.word_at(from.1, column).0];
+                    }
+                }
+            }
         }
     }
 
@@ -255,18 +268,9 @@ impl Slab {
     }
 }
 
-fn write_floats<T>(form: Form, to: &mut [T], row: usize, from: &[f32], f: impl Fn(f32) -> T) {
+fn write_row(form: Form, to: &mut [f32], row: usize, from: &[f32]) {
     for (column, &x) in from.iter().enumerate() {
-        to[form.at(row, column)] = f(x);
-    }
-}
-
-fn copy_row<T: Copy>(form: Form, slab: &mut [T], from: (u32, usize), to: (u32, usize)) {
-    for head in 0..form.heads {
-        let (a, b) = (Slab::start(form, from.0, head), Slab::start(form, to.0, head));
-        for column in 0..form.columns {
-            slab[b + form.at(to.1, column)] = slab[a + form.at(from.1, column)];
-        }
+        to[form.at(row, column)] = x;
     }
 }
 
@@ -378,7 +382,7 @@ impl RawPool {
     ) {
         let range = raw_record(form, layer, head);
         let to = &mut self.pages[page as usize].side_mut(form.side)[range];
-        write_floats(form, to, row, from, |x| x);
+        write_row(form, to, row, from);
     }
 
     pub(crate) fn read(

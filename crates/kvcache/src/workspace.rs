@@ -1,10 +1,22 @@
 //! Scratch memory that the caller owns.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::kernel::task::Scratch;
+use crate::plan::Plan;
+
 /// Scratch memory for [`Cache::attend_into`](crate::Cache::attend_into). It grows to what the largest
 /// call needs; calls that need no more allocate nothing.
 #[derive(Debug, Default)]
 pub struct Workspace {
-    pub(crate) row: Vec<f32>,
+    pub(crate) plan: Plan,
+    /// Queries times the scale.
+    pub(crate) queries: Vec<f32>,
+    /// Results of tasks.
+    pub(crate) partials: Vec<f32>,
+    /// Results of rows.
+    pub(crate) merged: Vec<f32>,
+    slots: Vec<Mutex<Scratch>>,
 }
 
 impl Workspace {
@@ -12,4 +24,45 @@ impl Workspace {
     pub fn new() -> Self {
         Self::default()
     }
+
+    /// Bytes it holds.
+    pub fn bytes(&self) -> usize {
+        let floats = self.queries.capacity() + self.partials.capacity() + self.merged.capacity();
+        4 * floats + self.slots.iter().map(|slot| lock(slot).bytes()).sum::<usize>()
+    }
+
+    /// Scratch for each thread of the pool.
+    pub(crate) fn prepare(&mut self) {
+        let threads = rayon::current_num_threads();
+        if self.slots.len() < threads {
+            self.slots.resize_with(threads, Mutex::default);
+        }
+    }
+
+    pub(crate) fn slots(&self) -> Slots<'_> {
+        Slots(&self.slots)
+    }
+}
+
+/// The scratch of the threads.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slots<'a>(&'a [Mutex<Scratch>]);
+
+impl<'a> Slots<'a> {
+    /// That of the current thread if it is free, else any free one, else it waits.
+    pub(crate) fn take(self) -> MutexGuard<'a, Scratch> {
+        let own = rayon::current_thread_index().unwrap_or(0) % self.0.len();
+        let (before, from_own) = self.0.split_at(own);
+        for slot in from_own.iter().chain(before) {
+            if let Ok(slot) = slot.try_lock() {
+                return slot;
+            }
+        }
+        lock(&self.0[own])
+    }
+}
+
+/// A poisoned slot is as good as any: its contents are overwritten before they are read.
+fn lock<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -43,5 +43,8 @@ pub use softmax::OnlineSoftmax;
 
 /// The vector types and traits that kernels are written with.
 pub mod simd {
-    pub use fearless_simd::{Select, Simd, SimdBase, SimdFloat, SimdFrom, SimdInt, SimdMask};
+    pub use fearless_simd::{
+        Bytes, Select, Simd, SimdBase, SimdCvtFloat, SimdCvtTruncate, SimdFloat, SimdFrom, SimdInt,
+        SimdIntWiden, SimdMask, SimdNarrow,
+    };
 }

@@ -1,0 +1,5 @@
+//! The kernel: one task of attention, from scores to weighted values.
+
+pub(crate) mod product;
+pub(crate) mod softmax;
+pub(crate) mod task;
