@@ -1,43 +1,182 @@
-//! Bookkeeping of a verification: `<what>/<case>`.
+//! What verification costs beside plain decoding, as ratios of alternating runs; then the
+//! bookkeeping piece by piece: `<what>/<case>`.
 
 use std::hint::black_box;
+use std::time::Instant;
 
-use criterion::{Criterion, criterion_group, criterion_main};
-use dflash::{TokenTree, accept_greedy, argmax, best_first};
-use ndarray::{Array1, Array2};
+use criterion::Criterion;
+use dflash::{TokenTree, accept_greedy, argmax, best_first_logits};
+use kvcache::{Cache, Config, Layout, Options, Queries, SeqId, Workspace};
+use ndarray::{Array1, Array2, Array3};
 use tensor_utils::testing::Seeded;
 
 const VOCABULARY: usize = 50257;
+const NODES: usize = 64;
+const TOKENS: usize = 4096;
+const HEADS: usize = 32;
+const KEY_HEADS: usize = 8;
+const HEAD_SIZE: usize = 128;
 
-fn bookkeeping(c: &mut Criterion) {
+fn main() {
+    // `--test` runs everything once.
+    let pairs = if std::env::args().any(|arg| arg == "--test") { 1 } else { 15 };
+    ratios(pairs);
+    let mut criterion = Criterion::default().configure_from_args();
+    pieces(&mut criterion);
+    criterion.final_summary();
+}
+
+/// Two children for each node.
+fn binary_tree() -> (Vec<u32>, Vec<i64>) {
+    let parents = (0..NODES as i64).map(|node| if node < 2 { -1 } else { node / 2 - 1 });
+    ((0..NODES as u32).collect(), parents.collect())
+}
+
+/// Logits by which the deepest node is accepted.
+fn accepting_logits(tree: &TokenTree) -> Array2<f32> {
+    let mut logits: Array2<f32> = Seeded::new(2).normal((tree.rows(), VOCABULARY));
+    for node in 0..tree.len() {
+        let row = (tree.parents()[node] + 1) as usize;
+        logits[[row, tree.tokens()[node] as usize]] = 100.0 + node as f32;
+    }
+    logits
+}
+
+/// One attention layer of a model with 32 query heads on 8 key heads of size 128, after 4,096 tokens.
+struct Layer {
+    cache: Cache,
+    seq: SeqId,
+    q: Array3<f32>,
+    k: Array3<f32>,
+    v: Array3<f32>,
+    o: Array3<f32>,
+    lse: Array2<f32>,
+    workspace: Workspace,
+}
+
+impl Layer {
+    fn new() -> Self {
+        let layout = Layout::Paged { pages: 80 };
+        let config = Config::new(1, KEY_HEADS, HEAD_SIZE).with_layout(layout);
+        let mut cache = Cache::new(&config).expect("a cache");
+        let seq = cache.create().expect("a sequence");
+        let mut seeded = Seeded::new(1);
+        let mut rows = |n, heads| seeded.normal::<f32, _>((n, heads, HEAD_SIZE));
+        let (k, v) = (rows(TOKENS, KEY_HEADS), rows(TOKENS, KEY_HEADS));
+        cache.append(0, seq, k.view(), v.view()).expect("room");
+        let (q, k, v) = (rows(NODES, HEADS), rows(NODES, KEY_HEADS), rows(NODES, KEY_HEADS));
+        let (o, lse) = (Array3::zeros(q.dim()), Array2::zeros((NODES, HEADS)));
+        Self { cache, seq, q, k, v, o, lse, workspace: Workspace::new() }
+    }
+
+    /// Appends rows `from..to` and attends.
+    fn attend(&mut self, from: usize, to: usize, queries: &Queries<'_>) {
+        let Self { cache, seq, q, k, v, o, lse, workspace } = self;
+        let rows = || (from..to).into();
+        let axis = ndarray::Axis(0);
+        let (k, v) = (k.slice_axis(axis, rows()), v.slice_axis(axis, rows()));
+        cache.append(0, *seq, k, v).expect("room");
+        let (o, lse) = (o.slice_axis_mut(axis, rows()), lse.slice_axis_mut(axis, rows()));
+        let q = q.slice_axis(axis, rows());
+        cache
+            .attend_into(o, lse, 0, q, &[*queries], &Options::default(), workspace)
+            .expect("arguments fit");
+    }
+
+    /// All nodes at once, then back.
+    fn verify(&mut self, parents: &[i64]) {
+        self.attend(0, NODES, &Queries::tree(self.seq, parents));
+        self.cache.truncate(self.seq, TOKENS).expect("rows of the last append");
+    }
+
+    /// `steps` tokens, one after the other, then back.
+    fn decode(&mut self, steps: usize) {
+        for step in 0..steps {
+            self.attend(step, step + 1, &Queries::last(self.seq, 1));
+        }
+        self.cache.truncate(self.seq, TOKENS).expect("rows of the last appends");
+    }
+
+    /// The tree's rows, and the cache without the rejected ones.
+    fn append_and_compact(&mut self, kept: &[usize]) -> f64 {
+        let Self { cache, seq, k, v, .. } = self;
+        cache.append(0, *seq, k.view(), v.view()).expect("room");
+        let seconds = time(|| cache.compact(*seq, TOKENS, kept).expect("rows of the tree"));
+        cache.truncate(*seq, TOKENS).expect("rows of the last append");
+        seconds
+    }
+}
+
+fn time(run: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    run();
+    start.elapsed().as_secs_f64()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn ratios(pairs: usize) {
+    let mut layer = Layer::new();
+    let (tokens, parents) = binary_tree();
+    let tree = TokenTree::new(&tokens, &parents).expect("a tree");
+    let logits = accepting_logits(&tree);
+    let accepted = accept_greedy(&tree, logits.view()).expect("logits fit");
+    layer.verify(&parents);
+    layer.decode(1);
+
+    let (mut verify, mut decode, mut books) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..pairs {
+        verify.push(time(|| layer.verify(&parents)));
+        decode.push(time(|| layer.decode(NODES)) / NODES as f64);
+        let tree_and_path = time(|| {
+            let tree = TokenTree::new(black_box(&tokens), &parents).expect("a tree");
+            black_box((tree.pass_parents(), tree.positions(TOKENS), tree.ancestors().ok()));
+            black_box(accept_greedy(&tree, logits.view()).expect("logits fit"));
+        });
+        books.push(tree_and_path + layer.append_and_compact(&accepted.nodes));
+    }
+    let speedup: Vec<f64> =
+        verify.iter().zip(&decode).map(|(verify, decode)| NODES as f64 * decode / verify).collect();
+    let share: Vec<f64> = books.iter().zip(&decode).map(|(books, decode)| books / decode).collect();
+    let (verify, decode, books) = (median(verify), median(decode), median(books));
+    println!(
+        "one layer, {TOKENS} tokens, {HEADS} heads on {KEY_HEADS}, head size {HEAD_SIZE}, f32:"
+    );
+    println!("  decode one token         {:9.1} us", decode * 1e6);
+    println!("  verify {NODES} nodes at once  {:9.1} us", verify * 1e6);
+    println!("  {NODES} decode steps over one verification: {:.1}", median(speedup));
+    println!(
+        "bookkeeping of {NODES} nodes, vocabulary {VOCABULARY} (tree, mask, positions, acceptance of"
+    );
+    println!("  {} nodes, compaction): {:.1} us", accepted.nodes.len(), books * 1e6);
+    println!("  share of one layer's attention: {:.1} %", 100.0 * median(share));
+    println!();
+}
+
+fn pieces(c: &mut Criterion) {
     let row: Array1<f32> = Seeded::new(1).normal(VOCABULARY);
     c.bench_function("argmax/50257", |bencher| bencher.iter(|| argmax(black_box(row.view()), 0)));
 
-    let binary: Vec<i64> = (0..64).map(|node| if node < 2 { -1 } else { node / 2 - 1 }).collect();
-    let chain: Vec<i64> = (-1..63).collect();
+    let chain: Vec<i64> = (-1..NODES as i64 - 1).collect();
+    let (tokens, binary) = binary_tree();
     for (name, parents) in [("binary", &binary), ("chain", &chain)] {
-        let tokens: Vec<u32> = (0..64).collect();
         c.bench_function(&format!("tree/{name}"), |bencher| {
             bencher.iter(|| {
                 let tree = TokenTree::new(black_box(&tokens), parents).expect("a tree");
-                (tree.ancestors().expect("a tree"), tree.positions(4095), tree)
+                (tree.ancestors().expect("a tree"), tree.positions(TOKENS), tree)
             });
         });
-        // Everything that can be accepted is: the longest walk.
         let tree = TokenTree::new(&tokens, parents).expect("a tree");
-        let mut logits: Array2<f32> = Seeded::new(2).normal((tree.rows(), VOCABULARY));
-        for node in 0..tree.len() {
-            logits[[(parents[node] + 1) as usize, tokens[node] as usize]] = 100.0 + node as f32;
-        }
+        let logits = accepting_logits(&tree);
         c.bench_function(&format!("accept/{name}"), |bencher| {
             bencher.iter(|| accept_greedy(&tree, black_box(logits.view())).expect("logits fit"));
         });
     }
-    let log_probabilities: Array2<f32> = Seeded::new(3).uniform((16, VOCABULARY), -20.0..-1.0);
+    let draft: Array2<f32> = Seeded::new(3).normal((16, VOCABULARY));
     c.bench_function("best_first/64", |bencher| {
-        bencher.iter(|| best_first(black_box(log_probabilities.view()), 64).expect("a tree"));
+        bencher.iter(|| best_first_logits(black_box(draft.view()), NODES).expect("a tree"));
     });
 }
-
-criterion_group!(benches, bookkeeping);
-criterion_main!(benches);

@@ -60,19 +60,20 @@ impl<T: Element> Kernel for Argmax<'_, T> {
 #[inline(always)]
 fn block_max<T: Element>(block: &[T]) -> Option<T::Acc> {
     let mut lanes = [T::Acc::NEG_INFINITY; LANES];
-    let mut nan = [false; LANES];
+    // Lanes of the same width as the logits, so that the loop stays in vectors.
+    let mut nan = [T::Acc::ZERO; LANES];
     let mut groups = block.chunks_exact(LANES);
     for group in &mut groups {
         for lane in 0..LANES {
             let x = group[lane].to_acc();
             lanes[lane] = if x > lanes[lane] { x } else { lanes[lane] };
-            nan[lane] |= x.is_nan();
+            nan[lane] = if x.is_nan() { x } else { nan[lane] };
         }
     }
     let mut largest = T::Acc::NEG_INFINITY;
     for x in groups.remainder().iter().map(|x| x.to_acc()).chain(lanes) {
-        nan[0] |= x.is_nan();
+        nan[0] = if x.is_nan() { x } else { nan[0] };
         largest = if x > largest { x } else { largest };
     }
-    (!nan.contains(&true)).then_some(largest)
+    (!nan.iter().any(|x| x.is_nan())).then_some(largest)
 }

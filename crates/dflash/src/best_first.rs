@@ -5,6 +5,7 @@ use std::collections::BinaryHeap;
 use std::rc::Rc;
 
 use ndarray::{ArrayView1, ArrayView2, Axis};
+use softmax_topk::{Logit, Options, softmax_topk};
 use tensor_utils::Element;
 
 use crate::error::invalid;
@@ -74,6 +75,36 @@ pub fn best_first<T: Element>(
         .axis_iter(Axis(0))
         .take(budget)
         .map(|row| most_likely(row, budget).into())
+        .collect();
+    let none: Rc<[Candidate]> = Rc::new([]);
+    grow(budget, |path| Ok(positions.get(path.len()).unwrap_or(&none).clone()))
+}
+
+/// [`best_first`] from the logits of each position, `[L, V]`: log-softmax and the best `budget`
+/// candidates of each row in one read, through `softmax_topk`.
+///
+/// # Errors
+/// Those of [`best_first`] and of [`softmax_topk()`].
+pub fn best_first_logits<T: Logit>(
+    logits: ArrayView2<'_, T>,
+    budget: usize,
+) -> Result<ScoredTree, Error> {
+    let used = logits.slice_axis(Axis(0), (0..logits.nrows().min(budget)).into());
+    if used.is_empty() {
+        return grow(0, |_| Ok(Rc::new([])));
+    }
+    let options = Options { log: true, ..Options::default() };
+    let top = softmax_topk(used, budget.min(used.ncols()), &options)?;
+    let positions: Vec<Rc<[Candidate]>> = top
+        .indices
+        .rows()
+        .into_iter()
+        .zip(top.probs.rows())
+        .map(|(tokens, log_probabilities)| {
+            // Rounding can bring the logarithm of a probability of 1 above 0.
+            let log_probabilities = log_probabilities.into_iter().map(|p| p.to_f64().min(0.0));
+            tokens.into_iter().copied().zip(log_probabilities).collect()
+        })
         .collect();
     let none: Rc<[Candidate]> = Rc::new([]);
     grow(budget, |path| Ok(positions.get(path.len()).unwrap_or(&none).clone()))

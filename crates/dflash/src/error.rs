@@ -92,10 +92,16 @@ pub enum Error {
     /// An instruction set that is not there.
     #[error(transparent)]
     Isa(#[from] IsaError),
+    /// What the cache reported.
+    #[error(transparent)]
+    Cache(#[from] kvcache::Error),
+    /// What the selection of the likeliest tokens reported.
+    #[error(transparent)]
+    TopK(#[from] softmax_topk::Error),
     /// What the model or the drafter reported.
     #[error("the {who} failed: {source}")]
     Callback {
-        /// `target model` or `drafter`.
+        /// `target model`, `drafter` or `drafter's model`.
         who: &'static str,
         /// Its own error.
         source: Box<dyn StdError + Send + Sync>,

@@ -1,7 +1,8 @@
-//! What to sample from, and when to stop.
+//! How to decode: what to sample from, how much to verify, when to stop.
 
-use crate::Error;
 use crate::error::invalid;
+use crate::greedy::check_tokens;
+use crate::{CostCurve, Error, MAX_NODES};
 
 /// From the target's logits to the distribution that a token is drawn from; the default is the
 /// softmax itself.
@@ -48,5 +49,64 @@ impl Sampling {
             return Err(invalid("min_p", "a number from 0 to 1", p));
         }
         Ok(())
+    }
+}
+
+/// How the target's tokens are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Decoding {
+    /// The likeliest token, the lowest id among equals (temperature 0).
+    #[default]
+    Greedy,
+    /// A random token. Each sequence has a generator of its own, from the seed and its number, so its
+    /// tokens do not depend on the rest of the batch.
+    Sampled {
+        /// The law.
+        sampling: Sampling,
+        /// The seed.
+        seed: u64,
+    },
+}
+
+/// How a [`Decoder`](crate::Decoder) works.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecodeOptions<'a> {
+    /// How tokens are chosen. Default: greedy.
+    pub decoding: Decoding,
+    /// New tokens of each sequence, at most; at least 1. Default 256.
+    pub max_new_tokens: usize,
+    /// Tokens that end a sequence and stay its last. Default: none.
+    pub eos: &'a [u32],
+    /// Nodes of a tree, at most; 0 is plain decoding. Default 16: on a CPU, passes become dearer soon.
+    pub budget: usize,
+    /// The measured cost of a pass. With it, of a tree with scores ([`Draft::Scored`](crate::Draft))
+    /// only the part that is worth its cost is verified. Default: all of it.
+    pub cost: Option<&'a CostCurve>,
+}
+
+impl Default for DecodeOptions<'_> {
+    fn default() -> Self {
+        Self {
+            decoding: Decoding::default(),
+            max_new_tokens: 256,
+            eos: &[],
+            budget: 16,
+            cost: None,
+        }
+    }
+}
+
+impl DecodeOptions<'_> {
+    pub(crate) fn check(&self, vocabulary: usize) -> Result<(), Error> {
+        if self.max_new_tokens == 0 {
+            return Err(invalid("max_new_tokens", "at least 1", 0));
+        }
+        if self.budget > MAX_NODES {
+            return Err(Error::TooManyNodes { limit: MAX_NODES, got: self.budget });
+        }
+        if let Decoding::Sampled { sampling, .. } = &self.decoding {
+            sampling.check()?;
+        }
+        check_tokens("eos", self.eos, vocabulary)
     }
 }

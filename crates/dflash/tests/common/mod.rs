@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "not every test uses all of it")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+pub(crate) mod transformer;
+
 use dflash::TokenTree;
 use ndarray::Array2;
 use proptest::prelude::*;

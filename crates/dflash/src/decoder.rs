@@ -1,0 +1,335 @@
+//! The loop: draft, verify in one pass, accept, compact the cache, go on.
+
+use kvcache::{Cache, Rows, SeqId};
+use ndarray::{Array2, ArrayView2, Axis};
+use rand::SeedableRng;
+use rand::rngs::ChaCha8Rng;
+use tensor_utils::try_array;
+
+use crate::error::invalid;
+use crate::greedy::check_tokens;
+use crate::{
+    Accepted, BoxError, DecodeOptions, Decoding, Draft, Drafter, Error, Pass, Random, Target,
+    TokenTree, accept_drawn, accept_greedy, accept_matching, choose_budget,
+};
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// With an end-of-sequence token, its last.
+    Eos,
+    /// With the last token that was allowed.
+    Length,
+}
+
+/// What has become of a prompt.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Generation {
+    /// The new tokens.
+    pub tokens: Vec<u32>,
+    /// Why there will be no more; `None`: there will.
+    pub finish: Option<Finish>,
+    /// Passes of the target, without the prompt's.
+    pub cycles: usize,
+    /// Nodes that were verified.
+    pub drafted: usize,
+    /// Nodes that were accepted and kept.
+    pub accepted: usize,
+}
+
+/// A sequence in the works. Between cycles the cache holds its text without the last token.
+#[derive(Debug)]
+struct Sequence {
+    seq: SeqId,
+    text: Vec<u32>,
+    generation: Generation,
+    random: Random<ChaCha8Rng>,
+}
+
+/// Decodes a batch of sequences by draft and verification, over the pages of one cache.
+///
+/// Each [`step`](Self::step) verifies one tree for each unfinished sequence, all in one pass of the
+/// model, and compacts the cache to the accepted paths in place. Between steps the cache is, to the
+/// bit, that of plain decoding; `docs/derivation.md`, sections 2 and 7.
+///
+/// With quantised storage, [`kvcache::Config::residual`] must be above the depth of the trees: rows
+/// within it are read in full precision from the tree as in plain decoding.
+#[derive(Debug)]
+pub struct Decoder<'a, M> {
+    model: &'a mut M,
+    cache: &'a mut Cache,
+    options: DecodeOptions<'a>,
+    sequences: Vec<Sequence>,
+}
+
+/// What one sequence contributes to a step.
+struct Proposal {
+    index: usize,
+    base: usize,
+    draft: Draft,
+    parents: Vec<i64>,
+}
+
+impl<'a, M: Target> Decoder<'a, M> {
+    /// Without sequences yet.
+    ///
+    /// # Errors
+    /// [`Error::Option`], [`Error::TooManyNodes`] or [`Error::Token`] for options out of range.
+    pub fn new(
+        model: &'a mut M,
+        cache: &'a mut Cache,
+        options: DecodeOptions<'a>,
+    ) -> Result<Self, Error> {
+        options.check(model.vocabulary())?;
+        Ok(Self { model, cache, options, sequences: Vec::new() })
+    }
+
+    /// Runs the model over a prompt and returns the number of its sequence, counted from 0.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for an empty prompt, [`Error::Token`], [`Error::Callback`] from the model and
+    /// [`Error::Cache`]; nothing is added then.
+    pub fn add(&mut self, prompt: &[u32]) -> Result<usize, Error> {
+        let Some((_, known)) = prompt.split_last() else {
+            return Err(invalid("prompt", "at least one token", "none"));
+        };
+        check_tokens("prompt", prompt, self.model.vocabulary())?;
+        let seq = self.cache.create()?;
+        if !known.is_empty() {
+            let pass = Pass {
+                seq,
+                tokens: known.to_vec(),
+                positions: (0..known.len()).collect(),
+                rows: Rows::Last(known.len()),
+            };
+            let done = self.model.forward(self.cache, &[pass], None).map_err(target_failed);
+            if let Err(error) = done.and_then(|()| expect_rows(self.cache, seq, known.len())) {
+                self.cache.free(seq)?;
+                return Err(error);
+            }
+        }
+        let index = self.sequences.len();
+        let seed =
+            if let Decoding::Sampled { seed, .. } = self.options.decoding { seed } else { 0 };
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(index as u64);
+        self.sequences.push(Sequence {
+            seq,
+            text: prompt.to_vec(),
+            generation: Generation::default(),
+            random: Random(rng),
+        });
+        Ok(index)
+    }
+
+    /// One cycle for every sequence that is not finished; says whether there is one left.
+    ///
+    /// # Errors
+    /// [`Error::Callback`] from drafter and model, [`Error::Option`] for a tree above the budget or too
+    /// deep for a quantised cache, [`Error::Token`], [`Error::Nan`], [`Error::NotALaw`],
+    /// [`Error::Cache`]. Cache and sequences are then as before the step, but for random numbers that
+    /// were drawn.
+    pub fn step(&mut self, drafter: &mut impl Drafter) -> Result<bool, Error> {
+        let proposals = self.proposals(drafter)?;
+        if proposals.is_empty() {
+            return Ok(false);
+        }
+        let accepted = self.verify(&proposals);
+        let accepted = accepted.inspect_err(|_| {
+            for proposal in &proposals {
+                // The error that led here is the one to report.
+                let _ = self.cache.truncate(self.sequences[proposal.index].seq, proposal.base);
+            }
+        })?;
+        for (proposal, (accepted, finish)) in proposals.iter().zip(accepted) {
+            self.keep(proposal, &accepted, finish)?;
+            if finish.is_some() {
+                drafter.finish(proposal.index);
+            }
+        }
+        Ok(self.sequences.iter().any(|sequence| sequence.generation.finish.is_none()))
+    }
+
+    fn proposals(&mut self, drafter: &mut impl Drafter) -> Result<Vec<Proposal>, Error> {
+        let mut proposals = Vec::new();
+        for (index, sequence) in self.sequences.iter().enumerate() {
+            if sequence.generation.finish.is_some() {
+                continue;
+            }
+            let budget = self.options.budget;
+            let draft = match budget {
+                0 => Draft::Tree(TokenTree::empty()),
+                budget => drafter
+                    .draft(index, &sequence.text, budget)
+                    .map_err(|source| Error::Callback { who: "drafter", source })?,
+            };
+            let draft = match (draft, self.options.cost) {
+                (Draft::Scored(scored), Some(curve)) => {
+                    let nodes = choose_budget(&scored, curve, 0.0)?.nodes;
+                    Draft::Scored(scored.prefix(nodes)?)
+                }
+                (draft, _) => draft,
+            };
+            let tree = draft.tree();
+            if tree.len() > budget {
+                return Err(invalid("draft", format!("at most {budget} nodes"), tree.len()));
+            }
+            check_tokens("draft", tree.tokens(), self.model.vocabulary())?;
+            let config = self.cache.config();
+            let quantised = config.keys.is_quantised() || config.values.is_quantised();
+            if quantised && tree.max_depth() >= config.residual {
+                let expected = format!("above {}, the depth of the tree", tree.max_depth());
+                return Err(invalid("residual", expected, config.residual));
+            }
+            let parents = tree.pass_parents();
+            let base = self.cache.len(sequence.seq)?;
+            proposals.push(Proposal { index, base, draft, parents });
+        }
+        Ok(proposals)
+    }
+
+    /// Runs the pass and accepts; appends to the cache, changes nothing else but random numbers.
+    fn verify(&mut self, proposals: &[Proposal]) -> Result<Vec<(Accepted, Option<Finish>)>, Error> {
+        let batch: Vec<Pass<'_>> = proposals
+            .iter()
+            .map(|Proposal { index, base, draft, parents }| {
+                let Sequence { seq, text, .. } = &self.sequences[*index];
+                let last = text.last().copied().unwrap_or_default();
+                Pass::of_tree(*seq, *base, last, draft.tree(), parents)
+            })
+            .collect();
+        let rows: usize = batch.iter().map(|pass| pass.tokens.len()).sum();
+        let mut logits: Array2<f32> = try_array("logits", (rows, self.model.vocabulary()))?;
+        self.model.forward(self.cache, &batch, Some(logits.view_mut())).map_err(target_failed)?;
+        for (pass, proposal) in batch.iter().zip(proposals) {
+            expect_rows(self.cache, pass.seq, proposal.base + pass.tokens.len())?;
+        }
+        let mut accepted = Vec::with_capacity(proposals.len());
+        let mut first = 0;
+        for Proposal { index, draft, .. } in proposals {
+            let rows = first..first + draft.tree().rows();
+            first = rows.end;
+            let own = logits.slice_axis(Axis(0), rows.into());
+            let random = &mut self.sequences[*index].random;
+            let mut path = accept(draft, own, &self.options.decoding, random)?;
+            let generated = self.sequences[*index].generation.tokens.len();
+            let limit = self.options.max_new_tokens - generated;
+            let ended = path.truncate(self.options.eos, limit);
+            let at_eos = path.tokens.last().is_some_and(|token| self.options.eos.contains(token));
+            let finish = ended.then_some(if at_eos { Finish::Eos } else { Finish::Length });
+            accepted.push((path, finish));
+        }
+        Ok(accepted)
+    }
+
+    /// Compacts the cache to the accepted path and appends its tokens to the text.
+    fn keep(
+        &mut self,
+        proposal: &Proposal,
+        accepted: &Accepted,
+        finish: Option<Finish>,
+    ) -> Result<(), Error> {
+        let sequence = &mut self.sequences[proposal.index];
+        let nodes = accepted.nodes.iter().map(|&node| TokenTree::row_of(node));
+        let kept: Vec<usize> = std::iter::once(0).chain(nodes).collect();
+        self.cache.compact(sequence.seq, proposal.base, &kept)?;
+        sequence.text.extend(&accepted.tokens);
+        let generation = &mut sequence.generation;
+        generation.tokens.extend(&accepted.tokens);
+        generation.finish = finish;
+        generation.cycles += 1;
+        generation.drafted += proposal.draft.tree().len();
+        generation.accepted += accepted.nodes.len();
+        Ok(())
+    }
+
+    /// What has become of sequence `index`; `None` if there is no such sequence.
+    pub fn generation(&self, index: usize) -> Option<&Generation> {
+        self.sequences.get(index).map(|sequence| &sequence.generation)
+    }
+
+    /// The sequence in the cache; it stays there when the decoder goes. `None` if there is no such
+    /// sequence.
+    pub fn seq(&self, index: usize) -> Option<SeqId> {
+        self.sequences.get(index).map(|sequence| sequence.seq)
+    }
+
+    /// The model, between steps.
+    pub fn model_mut(&mut self) -> &mut M {
+        self.model
+    }
+
+    /// The cache, for a look.
+    pub fn cache(&self) -> &Cache {
+        self.cache
+    }
+
+    /// Frees all sequences in the cache and returns what has become of them.
+    ///
+    /// # Errors
+    /// [`Error::Cache`] if one was freed behind the decoder's back.
+    pub fn into_generations(self) -> Result<Vec<Generation>, Error> {
+        let mut generations = Vec::with_capacity(self.sequences.len());
+        for sequence in self.sequences {
+            self.cache.free(sequence.seq)?;
+            generations.push(sequence.generation);
+        }
+        Ok(generations)
+    }
+}
+
+/// Continues each prompt until all are finished, and frees what it took of the cache.
+///
+/// # Errors
+/// Those of [`Decoder::new`], [`Decoder::add`] and [`Decoder::step`].
+pub fn generate<M: Target>(
+    model: &mut M,
+    cache: &mut Cache,
+    drafter: &mut impl Drafter,
+    prompts: &[&[u32]],
+    options: DecodeOptions<'_>,
+) -> Result<Vec<Generation>, Error> {
+    let mut decoder = Decoder::new(model, cache, options)?;
+    let done = prompts.iter().try_for_each(|prompt| decoder.add(prompt).map(drop)).and_then(|()| {
+        while decoder.step(drafter)? {}
+        Ok(())
+    });
+    if done.is_err() {
+        (0..prompts.len()).for_each(|index| drafter.finish(index));
+    }
+    let generations = decoder.into_generations()?;
+    done.map(|()| generations)
+}
+
+fn accept(
+    draft: &Draft,
+    logits: ArrayView2<'_, f32>,
+    decoding: &Decoding,
+    random: &mut Random<ChaCha8Rng>,
+) -> Result<Accepted, Error> {
+    match (decoding, draft) {
+        (Decoding::Greedy, draft) => accept_greedy(draft.tree(), logits),
+        (Decoding::Sampled { sampling, .. }, Draft::Drawn(drawn)) => {
+            accept_drawn(drawn, logits, sampling, random)
+        }
+        (Decoding::Sampled { sampling, .. }, draft) => {
+            accept_matching(draft.tree(), logits, sampling, random)
+        }
+    }
+}
+
+/// Checks that the model appended what it should have.
+fn expect_rows(cache: &Cache, seq: SeqId, rows: usize) -> Result<(), Error> {
+    for layer in 0..cache.config().layers {
+        let got = cache.layer_len(layer, seq)?;
+        if got != rows {
+            let expected = format!("{rows} in layer {layer}");
+            return Err(invalid("rows of the sequence after the model's pass", expected, got));
+        }
+    }
+    Ok(())
+}
+
+fn target_failed(source: BoxError) -> Error {
+    Error::Callback { who: "target model", source }
+}

@@ -1,0 +1,661 @@
+//! Generation over the cache: the text and the cache's bits are those of plain decoding, whatever
+//! the drafter proposes.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::transformer::{Sizes, Transformer};
+use dflash::{
+    BoxError, CostCurve, DecodeOptions, Decoder, Decoding, Draft, Drafter, DrawnTree, Error,
+    Finish, Generation, Law, ModelDrafter, ModelDrafts, NoDraft, Pass, PromptLookup, Random,
+    Sampling, Scripted, Siblings, Target, TokenTree, argmax, best_first_by, generate,
+};
+use kvcache::{Cache, Layout, Rows, SeqId, Storage};
+use ndarray::{Array2, ArrayViewMut2};
+use rand::rngs::ChaCha8Rng;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+
+const SIZES: Sizes = Sizes::SMALL;
+
+/// A cache for the model.
+fn cache_with(storage: Storage, page_size: usize, layout: Layout) -> Cache {
+    let config = SIZES.cache().stored_as(storage).with_layout(layout);
+    Cache::new(&kvcache::Config { page_size, residual: 40, ..config }).unwrap()
+}
+
+fn cache() -> Cache {
+    cache_with(Storage::F32, 16, Layout::Paged { pages: 400 })
+}
+
+/// Plain greedy decoding without this crate's loop: the text, prompt included, and its cache.
+fn plain(
+    model: &mut Transformer,
+    mut cache: Cache,
+    prompt: &[u32],
+    new: usize,
+) -> (Vec<u32>, Cache, SeqId) {
+    let seq = cache.create().unwrap();
+    let mut text = prompt.to_vec();
+    let mut cached = 0;
+    while text.len() < prompt.len() + new {
+        // The prompt in one pass, then token by token.
+        let pass = Pass {
+            seq,
+            tokens: text[cached..].to_vec(),
+            positions: (cached..text.len()).collect(),
+            rows: Rows::Last(text.len() - cached),
+        };
+        let mut logits = Array2::zeros((pass.tokens.len(), SIZES.vocabulary));
+        model.forward(&mut cache, &[pass], Some(logits.view_mut())).unwrap();
+        cached = text.len();
+        text.push(argmax(logits.row(logits.nrows() - 1), 0).unwrap());
+    }
+    (text, cache, seq)
+}
+
+/// Bits of everything the cache holds of a sequence.
+fn bits(cache: &Cache, seq: SeqId) -> Vec<u32> {
+    let mut bits = Vec::new();
+    for layer in 0..SIZES.layers {
+        let (k, v) = cache.read(layer, seq, 0, cache.len(seq).unwrap()).unwrap();
+        bits.extend(k.iter().chain(&v).map(|x| x.to_bits()));
+    }
+    bits
+}
+
+/// Trees of every kind around the text that plain decoding will take.
+struct Script<'a> {
+    /// The whole text of plain decoding.
+    truth: &'a [u32],
+    rng: ChaCha8Rng,
+    max_depth: usize,
+    kinds: [usize; 7],
+}
+
+impl<'a> Script<'a> {
+    fn new(truth: &'a [u32], seed: u64, max_depth: usize) -> Self {
+        Self { truth, rng: ChaCha8Rng::seed_from_u64(seed), max_depth, kinds: [0; 7] }
+    }
+
+    fn token(&mut self) -> u32 {
+        self.rng.random_range(0..SIZES.vocabulary as u32)
+    }
+
+    fn wrong(&mut self, right: u32) -> u32 {
+        (right + self.rng.random_range(1..SIZES.vocabulary as u32)) % SIZES.vocabulary as u32
+    }
+}
+
+impl Drafter for Script<'_> {
+    fn draft(&mut self, _: usize, text: &[u32], budget: usize) -> Result<Draft, BoxError> {
+        assert_eq!(text, &self.truth[..text.len()], "the text differs from plain decoding");
+        let future = &self.truth[text.len()..];
+        let future = &future[..future.len().min(self.max_depth)];
+        let nodes = if self.rng.random_bool(0.2) {
+            budget
+        } else {
+            self.rng.random_range(0..=budget.min(48))
+        };
+        let kind = self.rng.random_range(0..self.kinds.len());
+        self.kinds[kind] += 1;
+        let (mut tokens, mut parents) = (Vec::new(), Vec::new());
+        match kind {
+            // Nothing.
+            0 => {}
+            // One node, right or wrong.
+            1 => {
+                let right = self.rng.random_bool(0.5);
+                tokens.push(if right { future[0] } else { self.wrong(future[0]) });
+                parents.push(-1);
+            }
+            // Every beginning is wrong; below each the truth goes on, in vain.
+            2 => {
+                for _ in 0..nodes {
+                    let parent = self.rng.random_range(-1..tokens.len() as i64);
+                    let depth = depth_of(&parents, parent);
+                    if depth < self.max_depth {
+                        let right = future[depth.min(future.len() - 1)];
+                        tokens.push(if depth == 0 { self.wrong(right) } else { right });
+                        parents.push(parent);
+                    }
+                }
+            }
+            // Random tokens anywhere.
+            3 => {
+                for _ in 0..nodes {
+                    let parent = self.rng.random_range(-1..tokens.len() as i64);
+                    if depth_of(&parents, parent) < self.max_depth {
+                        tokens.push(self.token());
+                        parents.push(parent);
+                    }
+                }
+            }
+            // The truth up to somewhere, and other branches off it.
+            _ => {
+                let right = future.len().min(nodes);
+                let right = if kind == 4 { right } else { self.rng.random_range(0..=right) };
+                let mut spine = -1;
+                for &token in &future[..right] {
+                    tokens.push(token);
+                    parents.push(spine);
+                    spine = tokens.len() as i64 - 1;
+                }
+                while tokens.len() < nodes {
+                    let parent = self.rng.random_range(-1..tokens.len() as i64);
+                    if depth_of(&parents, parent) >= self.max_depth {
+                        break;
+                    }
+                    tokens.push(self.token());
+                    parents.push(parent);
+                }
+            }
+        }
+        let (tokens, parents) = shuffled(&mut self.rng, &tokens, &parents);
+        Ok(Draft::Tree(TokenTree::merged(&tokens, &parents)?.0))
+    }
+}
+
+fn depth_of(parents: &[i64], mut node: i64) -> usize {
+    let mut depth = 0;
+    while node >= 0 {
+        (node, depth) = (parents[node as usize], depth + 1);
+    }
+    depth
+}
+
+/// The same tree with its nodes in another order, parents before children.
+fn shuffled(rng: &mut ChaCha8Rng, tokens: &[u32], parents: &[i64]) -> (Vec<u32>, Vec<i64>) {
+    let mut keys: Vec<f64> = Vec::new();
+    for &parent in parents {
+        let from = if parent < 0 { 0.0 } else { keys[parent as usize] };
+        keys.push(from + rng.random::<f64>());
+    }
+    let mut order: Vec<usize> = (0..tokens.len()).collect();
+    order.shuffle(rng);
+    order.sort_by(|&a, &b| keys[a].total_cmp(&keys[b]));
+    let place = |node: i64| match node {
+        -1 => -1,
+        node => order.iter().position(|&other| other as i64 == node).unwrap() as i64,
+    };
+    let new_tokens = order.iter().map(|&node| tokens[node]).collect();
+    (new_tokens, order.iter().map(|&node| place(parents[node])).collect())
+}
+
+/// 10,000 tokens in all, on every storage and layout.
+#[test]
+fn greedy_is_plain_decoding_to_the_bit() {
+    let mut tokens = 0;
+    let mut kinds = [0; 7];
+    for (run, (storage, page_size, budget)) in [
+        (Storage::F32, 16, 256),
+        (Storage::F32, 16, 40),
+        (Storage::F32, 1, 256),
+        (Storage::F32, 7, 100),
+        (Storage::F32, 64, 16),
+        (Storage::F32, 64, 256),
+        (Storage::F32, 33, 64),
+        (Storage::Bf16, 16, 64),
+        (Storage::Bf16, 32, 256),
+        (Storage::F16, 16, 64),
+        (Storage::Int8, 16, 48),
+        (Storage::Int8, 32, 256),
+        (Storage::Int8, 64, 100),
+        (Storage::Int4, 16, 64),
+        (Storage::Int4, 32, 48),
+        (Storage::F32, 16, 128),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let layout = match run % 3 {
+            0 => Layout::Contiguous { sequences: 2, capacity: 1100 },
+            _ => Layout::Paged { pages: 1100 },
+        };
+        let cache = || cache_with(storage, page_size, layout);
+        let mut model = Transformer::new(SIZES, run as u64);
+        let prompt: Vec<u32> = (0..1 + 5 * run as u32).map(|i| (i * 7 + 3) % 61).collect();
+        let new = 640;
+        // The last token of a text is in no cache; plain decoding goes one further.
+        let (truth, plain_cache, plain_seq) = plain(&mut model, cache(), &prompt, new + 40);
+
+        let mut cache = cache();
+        let mut script = Script::new(&truth, run as u64, 30);
+        let options = DecodeOptions { max_new_tokens: new, budget, ..DecodeOptions::default() };
+        let mut decoder = Decoder::new(&mut model, &mut cache, options).unwrap();
+        decoder.add(&prompt).unwrap();
+        let mut cycles = 0;
+        while decoder.step(&mut script).unwrap() {
+            cycles += 1;
+            if cycles % 16 < 3 {
+                decoder.cache().check_invariants().unwrap();
+            }
+        }
+        let generation = decoder.generation(0).unwrap().clone();
+        let seq = decoder.seq(0).unwrap();
+        assert_eq!(generation.tokens, truth[prompt.len()..prompt.len() + new], "{storage:?}");
+        assert_eq!(generation.finish, Some(Finish::Length));
+        assert!(generation.cycles > 3 && generation.accepted > new / 3, "{generation:?}");
+        tokens += generation.tokens.len();
+        script.kinds.iter().zip(&mut kinds).for_each(|(count, sum)| *sum += count);
+
+        let len = prompt.len() + new - 1;
+        assert_eq!(cache.len(seq).unwrap(), len);
+        // The plain cache was read by later queries, which may take older rows quantised: compare
+        // with one that ends where this one does.
+        let (mut same, mut same_seq) = (plain_cache, plain_seq);
+        if storage.is_quantised() {
+            let cache = cache_with(storage, page_size, layout);
+            (_, same, same_seq) = plain(&mut model, cache, &prompt, new);
+        } else {
+            same.truncate(same_seq, len).unwrap();
+        }
+        assert_eq!(same.len(same_seq).unwrap(), len);
+        assert!(bits(&cache, seq) == bits(&same, same_seq), "run {run}: the caches differ");
+    }
+    println!("{tokens} tokens, trees of each kind: {kinds:?}");
+    assert!(tokens >= 10_000);
+    assert!(kinds.iter().all(|&count| count > 50), "{kinds:?}");
+}
+
+/// After each of many cycles, not only at the end.
+#[test]
+fn the_cache_is_plain_after_every_cycle() {
+    let mut model = Transformer::new(SIZES, 77);
+    let prompt = [5, 6, 7];
+    let (truth, _, _) = plain(&mut model, cache(), &prompt, 130);
+    let mut script = Script::new(&truth, 1, 30);
+    let mut cache = cache();
+    let options = DecodeOptions { max_new_tokens: 100, budget: 64, ..DecodeOptions::default() };
+    let mut decoder = Decoder::new(&mut model, &mut cache, options).unwrap();
+    decoder.add(&prompt).unwrap();
+    let mut states = Vec::new();
+    loop {
+        let more = decoder.step(&mut script).unwrap();
+        let seq = decoder.seq(0).unwrap();
+        states.push((decoder.generation(0).unwrap().tokens.len(), bits(decoder.cache(), seq)));
+        if !more {
+            break;
+        }
+    }
+    assert!(states.len() > 10);
+    for (new, state) in states {
+        let (text, plain_cache, seq) = plain(&mut model, self::cache(), &prompt, new);
+        assert_eq!(text, truth[..text.len()]);
+        assert!(bits(&plain_cache, seq) == state, "after {new} tokens");
+    }
+}
+
+/// Each sequence of a ragged batch is what it is alone: text and cache.
+#[test]
+fn batches_do_not_mix() {
+    let prompts: Vec<Vec<u32>> =
+        [1, 9, 4, 30].iter().map(|&n| (0..n).map(|i| (i * i + n) % 61).collect()).collect();
+    let mut model = Transformer::new(SIZES, 3);
+    let truths: Vec<_> =
+        prompts.iter().map(|prompt| plain(&mut model, cache(), prompt, 160).0).collect();
+    // Ends at different times.
+    let eos = [truths[0][40], truths[2][60]];
+    let options = DecodeOptions { max_new_tokens: 90, eos: &eos, budget: 32, ..Default::default() };
+    let mut scripts: Vec<_> = truths.iter().map(|truth| Script::new(truth, 4, 30)).collect();
+    let mut cache = cache();
+    let mut decoder = Decoder::new(&mut model, &mut cache, options.clone()).unwrap();
+    for (index, prompt) in prompts.iter().enumerate() {
+        assert_eq!(decoder.add(prompt).unwrap(), index);
+    }
+    let mut drafter = Scripted(|sequence: usize, text: &[u32], budget: usize| {
+        scripts[sequence].draft(sequence, text, budget)
+    });
+    while decoder.step(&mut drafter).unwrap() {}
+    for (index, prompt) in prompts.iter().enumerate() {
+        let together = decoder.generation(index).unwrap().clone();
+        let state = bits(decoder.cache(), decoder.seq(index).unwrap());
+        let mut model = Transformer::new(SIZES, 3);
+        let mut own = self::cache();
+        let mut alone = Decoder::new(&mut model, &mut own, options.clone()).unwrap();
+        alone.add(prompt).unwrap();
+        let mut script = Script::new(&truths[index], 4, 30);
+        while alone.step(&mut script).unwrap() {}
+        assert_eq!(alone.generation(0), Some(&together));
+        assert!(bits(alone.cache(), alone.seq(0).unwrap()) == state);
+    }
+    let generations = decoder.into_generations().unwrap();
+    assert!(generations.iter().any(|generation| generation.finish == Some(Finish::Eos)));
+    assert_eq!(cache.sequences().count(), 0);
+    cache.check_invariants().unwrap();
+}
+
+/// An end inside an accepted path truncates the tokens and the cache.
+#[test]
+fn eos_and_limit_inside_a_path() {
+    let mut model = Transformer::new(SIZES, 8);
+    let prompt = [1, 2];
+    let (truth, _, _) = plain(&mut model, cache(), &prompt, 60);
+    let new = &truth[2..];
+    // A token that appears first in the middle of the path.
+    let at = (3..30).find(|&at| !new[..at].contains(&new[at])).unwrap();
+    let whole = |_: usize, text: &[u32], budget: usize| -> Result<Draft, BoxError> {
+        Ok(Draft::Tree(TokenTree::chain(&truth[text.len()..][..budget])?))
+    };
+    for (eos, limit, len, finish) in [
+        (vec![new[at]], 50, at + 1, Finish::Eos),
+        (vec![], 7, 7, Finish::Length),
+        (vec![new[at]], at + 1, at + 1, Finish::Eos),
+        (vec![new[at]], at, at, Finish::Length),
+        (vec![], 1, 1, Finish::Length),
+    ] {
+        let options =
+            DecodeOptions { max_new_tokens: limit, eos: &eos, budget: 40, ..Default::default() };
+        let mut cache = cache();
+        let mut decoder = Decoder::new(&mut model, &mut cache, options).unwrap();
+        decoder.add(&prompt).unwrap();
+        assert!(!decoder.step(&mut Scripted(whole)).unwrap());
+        let generation = decoder.generation(0).unwrap().clone();
+        let (seq, cycles) = (decoder.seq(0).unwrap(), generation.cycles);
+        assert_eq!((generation.tokens.as_slice(), cycles), (&new[..len], 1));
+        assert_eq!((generation.finish, generation.accepted), (Some(finish), len - 1));
+        // A finished sequence stays as it is.
+        assert!(!decoder.step(&mut Scripted(whole)).unwrap());
+        assert_eq!(decoder.generation(0).unwrap(), &generation);
+        let (_, plain_cache, plain_seq) = plain(&mut model, self::cache(), &prompt, len);
+        assert!(bits(&cache, seq) == bits(&plain_cache, plain_seq));
+    }
+}
+
+fn run(
+    drafter: &mut impl Drafter,
+    decoding: Decoding,
+    budget: usize,
+    prompts: &[&[u32]],
+) -> Vec<Generation> {
+    let mut model = Transformer::new(SIZES, 21);
+    let mut cache = cache();
+    let options =
+        DecodeOptions { decoding, max_new_tokens: 120, budget, ..DecodeOptions::default() };
+    let generations = generate(&mut model, &mut cache, drafter, prompts, options).unwrap();
+    assert_eq!(cache.sequences().count(), 0);
+    generations
+}
+
+fn tokens(generations: &[Generation]) -> Vec<&[u32]> {
+    generations.iter().map(|generation| &*generation.tokens).collect()
+}
+
+fn small_drafter(seed: u64, layers: usize, drafts: ModelDrafts) -> ModelDrafter<Transformer> {
+    let sizes = Sizes { layers, ..SIZES };
+    let config = kvcache::Config { page_size: 16, ..sizes.cache() };
+    ModelDrafter::new(Transformer::new(sizes, seed), Cache::new(&config).unwrap(), drafts)
+}
+
+#[test]
+fn drafters_change_the_speed_and_nothing_else() {
+    let prompts: [&[u32]; 2] = [&[1, 2, 3, 1, 2, 3, 1, 2], &[9]];
+    let want = run(&mut NoDraft, Decoding::Greedy, 16, &prompts);
+    assert!(want.iter().all(|generation| generation.cycles == 120 && generation.drafted == 0));
+
+    let lookup = run(&mut PromptLookup::default(), Decoding::Greedy, 16, &prompts);
+    assert_eq!(tokens(&lookup), tokens(&want));
+    assert!(lookup.iter().all(|generation| generation.drafted > 0));
+
+    let best = ModelDrafts::Best { width: 3, depth: 3 };
+    let small = run(&mut small_drafter(5, 1, best.clone()), Decoding::Greedy, 12, &prompts);
+    assert_eq!(tokens(&small), tokens(&want));
+
+    // The target itself as its drafter is always right: depth + 1 tokens a cycle.
+    let mut perfect = small_drafter(21, 2, best);
+    let generations = run(&mut perfect, Decoding::Greedy, 12, &prompts);
+    assert_eq!(tokens(&generations), tokens(&want));
+    assert!(generations.iter().all(|generation| generation.cycles == 30), "{generations:?}");
+    assert_eq!(perfect.cache().sequences().count(), 0);
+    perfect.cache().check_invariants().unwrap();
+
+    // No budget, no draft.
+    let mut never = Scripted(|_: usize, _: &[u32], _: usize| Err("asked without a budget".into()));
+    assert_eq!(tokens(&run(&mut never, Decoding::Greedy, 0, &prompts)), tokens(&want));
+}
+
+/// With sample and match, the same seed gives the same text under any drafter.
+#[test]
+fn sampled_text_does_not_depend_on_the_drafter() {
+    let prompts: [&[u32]; 3] = [&[1, 2, 3, 1, 2, 3, 1, 2], &[9], &[30, 31]];
+    let sampling = Sampling { temperature: 0.7, top_k: Some(20), ..Sampling::default() };
+    let decoding = Decoding::Sampled { sampling, seed: 17 };
+    let want = run(&mut NoDraft, decoding, 16, &prompts);
+    let lookup = run(&mut PromptLookup::default(), decoding, 16, &prompts);
+    assert_eq!(tokens(&lookup), tokens(&want));
+    let best = ModelDrafts::Best { width: 4, depth: 2 };
+    let model = run(&mut small_drafter(21, 2, best), decoding, 16, &prompts);
+    assert_eq!(tokens(&model), tokens(&want));
+    assert!(model.iter().all(|generation| generation.accepted > 20), "{model:?}");
+    let other = run(&mut NoDraft, Decoding::Sampled { sampling, seed: 18 }, 16, &prompts);
+    assert_ne!(tokens(&other), tokens(&want));
+    // A sequence alone is what it is in the batch, if it has the same number.
+    assert_eq!(tokens(&run(&mut NoDraft, decoding, 16, &prompts[..1])), tokens(&want)[..1]);
+}
+
+/// A drafter that draws from the target's own law is always accepted.
+#[test]
+fn drawn_trees_go_through_speculative_sampling() {
+    let prompts: [&[u32]; 2] = [&[1, 2, 3], &[9]];
+    let sampling = Sampling { temperature: 0.9, ..Sampling::default() };
+    let decoding = Decoding::Sampled { sampling, seed: 1 };
+    for siblings in [Siblings::Independent, Siblings::Distinct] {
+        let drafts =
+            |sampling| ModelDrafts::Drawn { widths: vec![2, 2, 1], siblings, sampling, seed: 2 };
+        let own = run(&mut small_drafter(21, 2, drafts(sampling)), decoding, 16, &prompts);
+        assert!(own.iter().all(|generation| generation.cycles == 30), "{own:?}");
+        let hotter = Sampling { temperature: 3.0, ..sampling };
+        let other = run(&mut small_drafter(21, 2, drafts(hotter)), decoding, 16, &prompts);
+        assert!(other.iter().all(|generation| generation.tokens.len() == 120));
+        assert!(other.iter().all(|generation| generation.cycles > 30), "{other:?}");
+        // At temperature 0 the tree is one like others.
+        let greedy =
+            run(&mut small_drafter(21, 2, drafts(sampling)), Decoding::Greedy, 16, &prompts);
+        assert_eq!(tokens(&greedy), tokens(&run(&mut NoDraft, Decoding::Greedy, 0, &prompts)));
+    }
+}
+
+#[test]
+fn prompt_lookup_finds_what_followed() {
+    let draft = |lookup: &PromptLookup, text: &[u32], budget| {
+        let mut lookup = lookup.clone();
+        match lookup.draft(0, text, budget).unwrap() {
+            Draft::Tree(tree) => (tree.tokens().to_vec(), tree.parents().to_vec()),
+            other => panic!("{other:?}"),
+        }
+    };
+    let default = PromptLookup::default();
+    // 1 2 stands at 0 (then 3 4) and at 4 (then 5 6); the later one first.
+    let text = [1, 2, 3, 4, 1, 2, 5, 6, 1, 2];
+    let short = PromptLookup { length: 2, ..default.clone() };
+    assert_eq!(draft(&short, &text, 9), (vec![5, 6, 3, 4], vec![-1, 0, -1, 2]));
+    assert_eq!(draft(&short, &text, 3).0, [5, 6, 3]);
+    let one = PromptLookup { places: 1, ..default.clone() };
+    assert_eq!(draft(&one, &text, 99), (vec![5, 6, 1, 2], vec![-1, 0, 1, 2]));
+    // Common beginnings are merged.
+    let text = [1, 7, 8, 1, 7, 9, 1];
+    assert_eq!(draft(&short, &text, 9), (vec![7, 9, 8], vec![-1, 0, 0]));
+    // A run continues itself.
+    assert_eq!(draft(&default, &[4, 4, 4, 4], 9).0, [4, 4, 4]);
+    for lookup in [
+        PromptLookup { longest_match: 0, ..default.clone() },
+        PromptLookup { shortest_match: 9, ..default.clone() },
+        PromptLookup { places: 0, ..default.clone() },
+        PromptLookup { length: 0, ..default.clone() },
+    ] {
+        assert_eq!(draft(&lookup, &text, 9).0, []);
+    }
+    assert_eq!(draft(&default, &[1, 2, 3], 9).0, []);
+    assert_eq!(draft(&default, &[], 9).0, []);
+    assert_eq!(draft(&default, &text, 0).0, []);
+}
+
+/// The cost curve decides how much of a scored tree is verified.
+#[test]
+fn cost_curves_limit_trees() {
+    let scored = |_: usize, _: &[u32], budget: usize| -> Result<Draft, BoxError> {
+        Ok(Draft::Scored(best_first_by(budget, |_| Ok(vec![(1, -0.1), (2, -2.5)]))?))
+    };
+    let drafted = |cost: Option<&CostCurve>| {
+        let mut model = Transformer::new(SIZES, 21);
+        let mut cache = cache();
+        let options = DecodeOptions { max_new_tokens: 1, budget: 16, cost, ..Default::default() };
+        generate(&mut model, &mut cache, &mut Scripted(scored), &[&[1]], options).unwrap()[0]
+            .drafted
+    };
+    assert_eq!(drafted(None), 16);
+    let dear = CostCurve::new(&[(1, 1.0), (2, 2.0)]).unwrap();
+    assert_eq!(drafted(Some(&dear)), 0);
+    let step = CostCurve::new(&[(1, 1.0), (5, 1.0), (6, 9.0)]).unwrap();
+    assert_eq!(drafted(Some(&step)), 4);
+}
+
+/// Fails in a chosen way at a chosen pass.
+struct Faulty {
+    model: Transformer,
+    fault: Option<Fault>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    Error,
+    Nan,
+    NoRows,
+    TooManyRows,
+}
+
+impl Target for Faulty {
+    fn vocabulary(&self) -> usize {
+        self.model.vocabulary()
+    }
+
+    fn forward(
+        &mut self,
+        cache: &mut Cache,
+        batch: &[Pass<'_>],
+        logits: Option<ArrayViewMut2<'_, f32>>,
+    ) -> Result<(), BoxError> {
+        match self.fault {
+            None => self.model.forward(cache, batch, logits),
+            Some(Fault::NoRows) => Ok(()),
+            Some(Fault::Error) => {
+                self.model.forward(cache, batch, logits)?;
+                Err("out of order".into())
+            }
+            Some(Fault::TooManyRows) => {
+                self.model.forward(cache, batch, None)?;
+                self.model.forward(cache, batch, logits)
+            }
+            Some(Fault::Nan) => {
+                let mut logits = logits.ok_or("no logits wanted")?;
+                self.model.forward(cache, batch, Some(logits.view_mut()))?;
+                logits.row_mut(0)[5] = f32::NAN;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// An error leaves cache and text as they were, and decoding can go on.
+#[test]
+fn failures_leave_everything_as_it_was() {
+    let want = run(&mut NoDraft, Decoding::Greedy, 0, &[&[1, 2], &[7]]);
+    let mut model = Faulty { model: Transformer::new(SIZES, 21), fault: None };
+    let mut cache = cache();
+    let options = DecodeOptions { max_new_tokens: 120, budget: 8, ..DecodeOptions::default() };
+    let faults = [Fault::Error, Fault::Nan, Fault::NoRows, Fault::TooManyRows];
+    let messages = ["target model failed: out of order", "NaN in row 0", "rows of", "rows of"];
+    let mut lookup = PromptLookup::default();
+    // The decoder borrows the model: one for each stretch of the text.
+    let mut texts = [vec![1, 2], vec![7]];
+    for round in 0..4 {
+        let mut decoder = Decoder::new(&mut model, &mut cache, options.clone()).unwrap();
+        for text in &texts {
+            decoder.add(text).unwrap();
+        }
+        for _ in 0..5 {
+            decoder.step(&mut lookup).unwrap();
+        }
+        let state = |decoder: &Decoder<'_, Faulty>| {
+            let one = |index: usize| {
+                let cache_bits = bits(decoder.cache(), decoder.seq(index).unwrap());
+                (decoder.generation(index).unwrap().clone(), cache_bits)
+            };
+            (one(0), one(1))
+        };
+        let before = state(&decoder);
+        decoder.model_mut().fault = Some(faults[round]);
+        let error = decoder.step(&mut lookup).unwrap_err().to_string();
+        assert!(error.contains(messages[round]), "{error}");
+        assert!(state(&decoder) == before, "{error}");
+        let add = decoder.add(&[1, 2, 3]);
+        assert!(add.is_err(), "a prompt went through a faulty model");
+        decoder.model_mut().fault = None;
+        decoder.step(&mut lookup).unwrap();
+        for (index, text) in texts.iter_mut().enumerate() {
+            text.extend(&decoder.generation(index).unwrap().tokens);
+        }
+        decoder.cache().check_invariants().unwrap();
+        drop(decoder.into_generations().unwrap());
+    }
+    for (text, generation) in texts.iter().zip(&want) {
+        let prompt = if text[0] == 1 { 2 } else { 1 };
+        assert_eq!(text[prompt..], generation.tokens[..text.len() - prompt]);
+    }
+}
+
+#[test]
+fn bad_arguments() {
+    let mut model = Transformer::new(SIZES, 21);
+    let mut attempt =
+        |options: DecodeOptions<'_>, storage, drafter: &mut dyn Drafter, prompt: &[u32]| {
+            let mut cache = cache_with(storage, 16, Layout::Paged { pages: 8 });
+            let mut drafter = drafter;
+            let result = generate(&mut model, &mut cache, &mut drafter, &[&[1], prompt], options);
+            cache.check_invariants().unwrap();
+            assert_eq!(cache.sequences().count(), 0);
+            result.unwrap_err().to_string()
+        };
+    let base = DecodeOptions { max_new_tokens: 9, ..DecodeOptions::default() };
+    let none = &mut NoDraft;
+    let f32 = Storage::F32;
+    let error = attempt(DecodeOptions { max_new_tokens: 0, ..base.clone() }, f32, none, &[1]);
+    assert!(error.contains("`max_new_tokens`"), "{error}");
+    let error = attempt(DecodeOptions { budget: 1 << 17, ..base.clone() }, f32, none, &[1]);
+    assert!(error.contains("131072"), "{error}");
+    let error = attempt(DecodeOptions { eos: &[3, 61], ..base.clone() }, f32, none, &[1]);
+    assert!(error.contains("`eos` has token 61"), "{error}");
+    let sampling = Sampling { temperature: -1.0, ..Sampling::default() };
+    let decoding = Decoding::Sampled { sampling, seed: 0 };
+    let error = attempt(DecodeOptions { decoding, ..base.clone() }, f32, none, &[1]);
+    assert!(error.contains("`temperature`"), "{error}");
+    assert!(attempt(base.clone(), f32, none, &[]).contains("`prompt`"));
+    assert!(attempt(base.clone(), f32, none, &[1, 61]).contains("`prompt` has token 61"));
+    assert!(attempt(base.clone(), f32, none, &[1; 500]).contains("pages"));
+
+    let mut chain =
+        Scripted(|_: usize, _: &[u32], _: usize| Ok(Draft::Tree(TokenTree::chain(&[1; 45])?)));
+    let error = attempt(base.clone(), f32, &mut chain, &[1]);
+    assert!(error.contains("`draft` is 45, expected at most 16"), "{error}");
+    let wide = DecodeOptions { budget: 64, ..base.clone() };
+    let error = attempt(wide, Storage::Int8, &mut chain, &[1]);
+    assert!(error.contains("`residual` is 40, expected above 45"), "{error}");
+    let mut outside =
+        Scripted(|_: usize, _: &[u32], _: usize| Ok(Draft::Tree(TokenTree::chain(&[99])?)));
+    assert!(attempt(base.clone(), f32, &mut outside, &[1]).contains("`draft` has token 99"));
+    let mut broken = Scripted(|_: usize, _: &[u32], _: usize| Err("no idea".into()));
+    assert!(attempt(base, f32, &mut broken, &[1]).contains("drafter failed: no idea"));
+
+    // A tree drawn elsewhere goes through the same checks.
+    let mut random = Random(ChaCha8Rng::seed_from_u64(1));
+    let law = |_: &[u32]| -> Result<Law, Error> { Law::from_probabilities(&[0.5, 0.5]) };
+    let drawn = DrawnTree::draw(&[1, 1], Siblings::Distinct, 2, law, &mut random).unwrap();
+    let generation = run(
+        &mut Scripted(|_: usize, _: &[u32], _: usize| Ok(Draft::Drawn(drawn.clone()))),
+        Decoding::Sampled { sampling: Sampling::default(), seed: 3 },
+        2,
+        &[&[1]],
+    );
+    assert_eq!(generation[0].tokens.len(), 120);
+}
