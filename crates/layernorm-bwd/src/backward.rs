@@ -1,9 +1,10 @@
 //! The public entry points of the backward pass, and how its rows are shared out.
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut1, ArrayViewMut2};
-use tensor_utils::{Element, check_shape, dispatch, try_array};
+use tensor_utils::{Element, check_shape, try_array};
 
 use crate::call::{check_invertible, check_options, widen_weights};
+use crate::column_sums::write;
 use crate::segments::segments;
 use crate::sweep::{Backward, Pass};
 use crate::{Error, Options, Tiling, Workspace};
@@ -201,7 +202,13 @@ pub fn layer_norm_backward_into<T: Element, W: Element<Acc = T::Acc>>(
         return Ok(());
     }
     let segments = parts.segments;
-    dispatch(parts.isa, Backward { pass, dx, dgamma, dbeta, accumulate, segments })?;
+    let weights = pass.weights;
+    Backward { isa: parts.isa, pass, dx, segments: &mut *segments }.compute()?;
+    if weights {
+        for (which, weight) in [dgamma, dbeta].into_iter().enumerate() {
+            write(segments, which, accumulate, weight.into_iter().flatten());
+        }
+    }
     Ok(())
 }
 

@@ -4,6 +4,8 @@
 //! a running sum that is kept in two parts, the second of which collects the rounding errors of the
 //! first (T. Ogita, S. Rump, S. Oishi, Accurate sum and dot product, 2005, algorithm 4.1).
 
+use std::iter::repeat;
+
 use tensor_utils::simd::{Select, Simd, SimdFloat};
 use tensor_utils::{Element, Float};
 
@@ -49,18 +51,13 @@ pub(crate) fn flush<S: Simd, A: Float>(
     );
 }
 
-/// Adds up the running sums of all segments, each of the length of `total`, in their order. An
-/// infinite sum stays infinite, although its error is NaN.
-pub(crate) fn merge<S: Simd, A: Float>(
-    simd: S,
-    segments: &[TwoPart<A>],
-    total: &mut [WeightSums<A>],
-) {
-    let len = total.len();
+/// Adds up the running sums of all segments, each of length `len`, in their order; the first segment
+/// then has the totals. An infinite sum stays infinite, although its error is NaN.
+pub(crate) fn merge<S: Simd, A: Float>(simd: S, segments: &mut [TwoPart<A>], len: usize) {
     simd.vectorize(
         #[inline(always)]
         || {
-            for (block, total) in total.iter_mut().enumerate() {
+            for block in 0..len.min(segments.len()) {
                 for i in 0..2 {
                     for_each_vector::<S, A>(
                         #[inline(always)]
@@ -74,7 +71,7 @@ pub(crate) fn merge<S: Simd, A: Float>(
                                 low += error + segment[block].low[i].load(simd, lane);
                             }
                             let sum = high.is_finite().select(high + low, high);
-                            total[i].store(sum, lane);
+                            segments[block].high[i].store(sum, lane);
                         },
                     );
                 }
@@ -91,18 +88,19 @@ fn two_sum<S: Simd, A: Float>(a: Vector<S, A>, b: Vector<S, A>) -> (Vector<S, A>
     (sum, (a - (sum - b_rounded)) + (b - b_rounded))
 }
 
-/// Rounds one of the two sums of each column to the output, or adds it to what is there.
+/// Rounds one of the two totals of each column to the output, or adds it to what is there. Without
+/// segments, as there are without rows, totals are 0.
 pub(crate) fn write<'a, W: Element + 'a>(
-    sums: &[WeightSums<W::Acc>],
+    segments: &[TwoPart<W::Acc>],
     which: usize,
     accumulate: bool,
     weights: impl IntoIterator<Item = &'a mut W>,
 ) {
-    let sums = sums.iter().flat_map(|sums| {
-        let Block(columns) = &sums[which];
-        columns
+    let totals = segments.iter().flat_map(|segment| {
+        let Block(columns) = &segment.high[which];
+        columns.iter().copied()
     });
-    for (weight, &sum) in weights.into_iter().zip(sums) {
-        *weight = W::from_acc(if accumulate { weight.to_acc() + sum } else { sum });
+    for (weight, total) in weights.into_iter().zip(totals.chain(repeat(W::Acc::ZERO))) {
+        *weight = W::from_acc(if accumulate { weight.to_acc() + total } else { total });
     }
 }

@@ -1,8 +1,12 @@
 //! The public entry points of the forward pass.
 
+use std::marker::PhantomData;
+
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
 use tensor_utils::simd::Simd;
-use tensor_utils::{Element, Float, Kernel, check_shape, dispatch, try_array};
+use tensor_utils::{
+    Element, Float, Instances, Isa, IsaError, Kernel, PerElement, check_shape, dispatch, try_array,
+};
 
 use crate::blocks::Block;
 use crate::call::{check_options, widen_weights};
@@ -144,7 +148,7 @@ fn forward<T: Element, W: Element<Acc = T::Acc>>(
     widen_weights(options, row_length, &mut parts);
     let (gamma, beta) = (&*parts.gamma, &*parts.beta);
     let pass = Pass { kind: options.kind, eps: options.eps, gamma, beta, slots: parts.slots };
-    dispatch(parts.isa, Forward { pass, matrices, statistics })?;
+    Forward { isa: parts.isa, pass, matrices, statistics }.compute()?;
     Ok(())
 }
 
@@ -159,9 +163,38 @@ struct Pass<'a, A> {
 }
 
 struct Forward<'a, 'x, 'y, 's, T: Element> {
+    isa: Isa,
     pass: Pass<'a, T::Acc>,
     matrices: Matrices<'x, 'y, T>,
     statistics: Option<StatisticsMut<'s, T::Acc>>,
+}
+
+/// [`Forward`] for each element type.
+struct AnyForward<'a, 'x, 'y, 's>(PhantomData<(&'a (), &'x (), &'y (), &'s ())>);
+
+impl<'a, 'x, 'y, 's> PerElement for AnyForward<'a, 'x, 'y, 's> {
+    type Arguments<T: Element> = Forward<'a, 'x, 'y, 's, T>;
+    type Output = Result<(), IsaError>;
+}
+
+#[inline(never)]
+fn instances<'a, 'x, 'y, 's>() -> Instances<AnyForward<'a, 'x, 'y, 's>> {
+    Instances {
+        f32: Forward::dispatch,
+        f64: Forward::dispatch,
+        bf16: Forward::dispatch,
+        f16: Forward::dispatch,
+    }
+}
+
+impl<T: Element> Forward<'_, '_, '_, '_, T> {
+    fn compute(self) -> Result<(), IsaError> {
+        T::instance(&instances())(self)
+    }
+
+    fn dispatch(self) -> Result<(), IsaError> {
+        dispatch(self.isa, self)
+    }
 }
 
 impl<T: Element> Kernel for Forward<'_, '_, '_, '_, T> {

@@ -1,14 +1,15 @@
 //! The backward pass: rows shared out over threads by segments, each one row after the other.
 
+use std::marker::PhantomData;
 use std::mem::swap;
 use std::ops::Range;
 
 use ndarray::{ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
 use tensor_utils::simd::Simd;
-use tensor_utils::{Element, Float, Kernel};
+use tensor_utils::{Element, Float, Instances, Isa, IsaError, Kernel, PerElement, dispatch};
 
 use crate::blocks::{BLOCK, Block, WeightSums};
-use crate::column_sums::{CHUNK, TwoPart, flush, merge, write};
+use crate::column_sums::{CHUNK, TwoPart, flush, merge};
 use crate::gradient::{Known, Row, Summed, Sums, Unsummed, gradient_row, sum_row};
 use crate::segments::{join, segment_rows};
 use crate::stage::{has_contiguous_rows, read_row, slice, write_row};
@@ -35,30 +36,51 @@ pub(crate) struct Pass<'a, 's, T: Element> {
 }
 
 /// A backward pass, ready to run on any instruction set.
-pub(crate) struct Backward<'a, 's, 'o, T: Element, W> {
+pub(crate) struct Backward<'a, 's, 'o, T: Element> {
+    pub(crate) isa: Isa,
     pub(crate) pass: Pass<'a, 's, T>,
     pub(crate) dx: Option<ArrayViewMut2<'o, T>>,
-    pub(crate) dgamma: Option<ArrayViewMut1<'o, W>>,
-    pub(crate) dbeta: Option<ArrayViewMut1<'o, W>>,
-    pub(crate) accumulate: bool,
-    /// The segments' sums.
+    /// The segments' sums; in the end the first segment has those of all.
     pub(crate) segments: &'o mut [TwoPart<T::Acc>],
 }
 
-impl<T: Element, W: Element<Acc = T::Acc>> Kernel for Backward<'_, '_, '_, T, W> {
+/// [`Backward`] for each element type.
+struct AnyBackward<'a, 's, 'o>(PhantomData<(&'a &'s (), &'o ())>);
+
+impl<'a, 's, 'o> PerElement for AnyBackward<'a, 's, 'o> {
+    type Arguments<T: Element> = Backward<'a, 's, 'o, T>;
+    type Output = Result<(), IsaError>;
+}
+
+#[inline(never)]
+fn instances<'a, 's, 'o>() -> Instances<AnyBackward<'a, 's, 'o>> {
+    Instances {
+        f32: Backward::dispatch,
+        f64: Backward::dispatch,
+        bf16: Backward::dispatch,
+        f16: Backward::dispatch,
+    }
+}
+
+impl<T: Element> Backward<'_, '_, '_, T> {
+    pub(crate) fn compute(self) -> Result<(), IsaError> {
+        T::instance(&instances())(self)
+    }
+
+    fn dispatch(self) -> Result<(), IsaError> {
+        dispatch(self.isa, self)
+    }
+}
+
+impl<T: Element> Kernel for Backward<'_, '_, '_, T> {
     type Output = ();
 
     fn run<S: Simd>(self, simd: S) {
-        let Self { pass, dx, dgamma, dbeta, accumulate, segments } = self;
+        let Self { pass, dx, segments, .. } = self;
         let (rows, row_length) = pass.dy.dim();
         pass.split(simd, 0..rows, dx, segments);
         if pass.weights {
-            let slot = &mut *pass.slots.take();
-            let total = &mut slot.sums[..row_length.div_ceil(BLOCK)];
-            merge(simd, segments, total);
-            for (which, weight) in [dgamma, dbeta].into_iter().enumerate() {
-                write(total, which, accumulate, weight.into_iter().flatten());
-            }
+            merge(simd, segments, row_length.div_ceil(BLOCK));
         }
     }
 }
