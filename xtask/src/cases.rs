@@ -7,6 +7,7 @@
 
 mod attn_flash;
 mod attn_flash_bwd;
+mod beam;
 mod check;
 mod dflash;
 mod file;
@@ -48,6 +49,7 @@ const KERNELS: &[Kernel] = &[
     Kernel { name: "attn-flash", package: "attn-flash", run: attn_flash::run },
     Kernel { name: "attn-flash-bwd", package: "attn-flash-bwd", run: attn_flash_bwd::run },
     Kernel { name: "kvcache", package: "kvcache", run: kvcache::run },
+    Kernel { name: "beam", package: "beam", run: beam::run },
     Kernel { name: "layernorm-bwd", package: "layernorm-bwd", run: layernorm_bwd::run },
     Kernel { name: "ternary-quantize", package: "ternary-train", run: ternary::quantize },
     Kernel { name: "ternary-matmul", package: "ternary-train", run: ternary::matmul },
