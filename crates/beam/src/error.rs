@@ -65,6 +65,9 @@ pub enum Error {
         /// The longest length.
         max_new_tokens: usize,
     },
+    /// The best tokens cannot be found, as in a vocabulary of more than `u32::MAX` tokens.
+    #[error(transparent)]
+    Expansion(softmax_topk::Error),
     /// An instruction set that is not there.
     #[error(transparent)]
     Isa(#[from] IsaError),

@@ -1,94 +1,132 @@
-//! The best tokens of every row of logits, with their log-probabilities.
+//! The best tokens of every row of logits, with their log-probabilities: one read, by `softmax-topk`.
 
 use ndarray::{ArrayView1, ArrayView2};
-use rayon::prelude::*;
+use softmax_topk::{Logit, softmax_topk};
 use tensor_utils::Element;
 
-use crate::ModelOutput;
 use crate::restrict::Restriction;
+use crate::{Error, ModelOutput};
 
-/// What a row has to offer: tokens by falling log-probability, equal ones by their ids.
+/// How far above 0 rounding may have brought a model's log-probability.
+const SLACK: f64 = 1e-3;
+
+/// What a row has to offer.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Offer {
+    /// With their log-probabilities: the highest first, of equal ones the lower token.
     pub(crate) tokens: Vec<(u32, f64)>,
-    /// Whether there are more tokens than those.
+    /// Whether the row has more than those.
     pub(crate) more: bool,
 }
 
-/// Why a row of logits is no distribution.
-pub(crate) type Problem = (usize, &'static str);
+/// Why an expansion failed: a row that is no distribution, or something else.
+pub(crate) enum Failure {
+    Row(usize, &'static str),
+    Other(Error),
+}
 
-/// The `width` best tokens of each row that its restriction allows; `restrictions` is empty if there is
-/// none at all.
-pub(crate) fn expand<T: Element>(
+/// The `width` best tokens of each row that its restriction allows. There are as many `restrictions` as
+/// rows, or none at all.
+pub(crate) fn expand<T: Logit>(
     logits: ArrayView2<'_, T>,
     width: usize,
     output: ModelOutput,
     restrictions: &[Restriction],
-) -> Result<Vec<Offer>, Problem> {
-    let extra = restrictions.iter().map(|r| r.forbidden.len()).max().unwrap_or(0);
+) -> Result<Vec<Offer>, Failure> {
+    // So many more that enough are left without the forbidden ones.
+    let extra = restrictions.iter().map(|row| row.forbidden.len()).max().unwrap_or(0);
     let count = width.saturating_add(extra).min(logits.ncols());
-    let rows: Vec<_> = (0..logits.nrows()).collect();
-    rows.into_par_iter()
-        .map(|row| {
-            let none = Restriction::default();
-            let restriction = restrictions.get(row).unwrap_or(&none);
-            let logits = logits.row(row);
-            let best = best(logits, count);
-            offer(logits, &best, width, output, restriction).map_err(|problem| (row, problem))
-        })
-        .collect()
+    let options = softmax_topk::Options { log: true, ..softmax_topk::Options::default() };
+    let best = softmax_topk(logits, count, &options).map_err(|error| match error {
+        softmax_topk::Error::Nan { row, .. } => Failure::Row(row, "have a NaN"),
+        softmax_topk::Error::Shape(error) => Failure::Other(error.into()),
+        softmax_topk::Error::Isa(error) => Failure::Other(error.into()),
+        other => Failure::Other(Error::Expansion(other)),
+    })?;
+    let offer = |row: usize| {
+        let values = Values {
+            logits: logits.index_axis(ndarray::Axis(0), row),
+            best: best.indices[[row, 0]],
+            best_logprob: best.probs[[row, 0]].to_f64(),
+            output,
+        };
+        let restriction = restrictions.get(row);
+        let tokens = best.indices.row(row);
+        values.check().map_err(|problem| Failure::Row(row, problem))?;
+        Ok(values.offer(tokens, width, restriction))
+    };
+    (0..logits.nrows()).map(offer).collect()
 }
 
-fn best<T: Element>(logits: ArrayView1<'_, T>, count: usize) -> (Vec<u32>, f64) {
-    let mut tokens: Vec<_> = (0..logits.len() as u32).collect();
-    let value = |token: u32| logits[token as usize].to_f64();
-    tokens.sort_by(|&a, &b| value(b).total_cmp(&value(a)));
-    let largest = value(tokens[0]);
-    let sum: f64 = logits.iter().map(|x| (x.to_f64() - largest).exp()).sum();
-    tokens.truncate(count);
-    (tokens, -sum.ln())
-}
-
-fn offer<T: Element>(
-    logits: ArrayView1<'_, T>,
-    (tokens, best_logprob): &(Vec<u32>, f64),
-    width: usize,
+/// A row of logits.
+struct Values<'a, T> {
+    logits: ArrayView1<'a, T>,
+    /// Its best token.
+    best: u32,
+    best_logprob: f64,
     output: ModelOutput,
-    restriction: &Restriction,
-) -> Result<Offer, &'static str> {
-    let value = |token: u32| logits[token as usize].to_f64();
-    let largest = value(tokens[0]);
-    if best_logprob.is_nan() {
-        return Err("have a NaN");
+}
+
+impl<T: Element> Values<'_, T> {
+    fn get(&self, token: u32) -> f64 {
+        self.logits[token as usize].to_f64()
     }
-    if largest == f64::NEG_INFINITY {
-        return Err("are -inf for every token");
-    }
-    let logprob = |token: u32| match output {
-        ModelOutput::Logits => ((value(token) - largest) + best_logprob).min(0.0),
-        ModelOutput::LogProbabilities => value(token).min(0.0),
-    };
-    if output == ModelOutput::LogProbabilities && largest > 1e-3 {
-        return Err("are above 0, which log-probabilities never are");
-    }
-    let allowed = |token: &u32| restriction.forbidden.binary_search(token).is_err();
-    let with_logprob = |&token: &u32| (token, logprob(token));
-    let possible = |(_, logprob): &(u32, f64)| *logprob > f64::NEG_INFINITY;
-    let mut offered: Vec<_> = match &restriction.allowed {
-        None => tokens.iter().filter(|t| allowed(t)).map(with_logprob).filter(possible).collect(),
-        Some(listed) => {
-            let of_list = listed.iter().filter(|t| allowed(t)).map(with_logprob).filter(possible);
-            let mut offered: Vec<_> = of_list.collect();
-            offered.sort_by(|a, b| b.1.total_cmp(&a.1));
-            offered
+
+    /// What makes it no distribution.
+    fn check(&self) -> Result<(), &'static str> {
+        let largest = self.get(self.best);
+        if largest == f64::INFINITY {
+            return Err("have +inf");
         }
-    };
-    let total = match &restriction.allowed {
-        None if tokens.len() == logits.len() => offered.len(),
-        None => usize::MAX,
-        Some(_) => offered.len(),
-    };
-    offered.truncate(width);
-    Ok(Offer { more: total > offered.len(), tokens: offered })
+        if largest == f64::NEG_INFINITY {
+            return Err("are -inf for every token");
+        }
+        if self.output == ModelOutput::LogProbabilities && largest > SLACK {
+            return Err("are above 0, which log-probabilities never are");
+        }
+        Ok(())
+    }
+
+    /// The distance to the best logit is exact in `f64`, so one token has the same log-probability
+    /// whichever way it is found, and no two have the same because `f32` is coarse.
+    fn logprob(&self, token: u32) -> f64 {
+        match self.output {
+            ModelOutput::Logits => self.best_logprob + (self.get(token) - self.get(self.best)),
+            ModelOutput::LogProbabilities => self.get(token),
+        }
+        .min(0.0)
+    }
+
+    fn offer(
+        &self,
+        best: ArrayView1<'_, u32>,
+        width: usize,
+        restriction: Option<&Restriction>,
+    ) -> Offer {
+        let is_allowed =
+            |token: &u32| restriction.is_none_or(|row| row.forbidden.binary_search(token).is_err());
+        let with_logprob = |&token: &u32| (token, self.logprob(token));
+        let is_possible = |(_, logprob): &(u32, f64)| *logprob > f64::NEG_INFINITY;
+        let offers = |tokens: &mut dyn Iterator<Item = &u32>| -> Vec<_> {
+            tokens.filter(|token| is_allowed(token)).map(with_logprob).filter(is_possible).collect()
+        };
+        let listed = restriction.and_then(|row| row.allowed.as_ref());
+        let (mut tokens, mut more) = match listed {
+            None => {
+                let tokens = offers(&mut best.iter());
+                // The last one is impossible, or there is no other.
+                let ends = best.len() == self.logits.len()
+                    || best.last().is_some_and(|&last| self.logprob(last) == f64::NEG_INFINITY);
+                (tokens, !ends)
+            }
+            Some(listed) => {
+                let mut tokens = offers(&mut listed.iter());
+                tokens.sort_by(|a, b| b.1.total_cmp(&a.1));
+                (tokens, false)
+            }
+        };
+        more |= tokens.len() > width;
+        tokens.truncate(width);
+        Offer { tokens, more }
+    }
 }

@@ -18,6 +18,7 @@ mod trie;
 pub use model::{Beams, Bigram, Model};
 pub use output::{Hypothesis, Item, Output, Report, Stop};
 pub use search::{Search, beam_search};
+pub use softmax_topk::Logit;
 
 // Oracles.
 pub use reference::{beam_search_reference, brute_force};

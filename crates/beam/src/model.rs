@@ -1,7 +1,7 @@
 //! The model that is searched: a trait, the beams it is asked about, and the simplest one.
 
 use ndarray::{Array2, ArrayView2, Axis};
-use tensor_utils::Element;
+use softmax_topk::Logit;
 
 use crate::Error;
 use crate::error::{ModelError, invalid};
@@ -15,7 +15,7 @@ use crate::options::check_tokens;
 /// that beam's cache in `score`, and rearranges its caches in `keep`.
 pub trait Model {
     /// The type of its logits; 16-bit logits are compared and summed in wider types.
-    type Element: Element;
+    type Element: Logit;
 
     /// How many tokens there are, `V`.
     fn vocabulary(&self) -> usize;
@@ -134,7 +134,7 @@ pub struct Bigram<T> {
     logits: Array2<T>,
 }
 
-impl<T: Element> Bigram<T> {
+impl<T: Logit> Bigram<T> {
     /// A model with `table` `[V, V]`.
     ///
     /// # Errors
@@ -149,7 +149,7 @@ impl<T: Element> Bigram<T> {
     }
 }
 
-impl<T: Element> Model for Bigram<T> {
+impl<T: Logit> Model for Bigram<T> {
     type Element = T;
 
     fn vocabulary(&self) -> usize {

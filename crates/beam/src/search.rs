@@ -3,7 +3,7 @@
 use tensor_utils::check_shape;
 
 use crate::error::invalid;
-use crate::expand::{Offer, expand};
+use crate::expand::{Failure, Offer, expand};
 use crate::history::{History, ROOT};
 use crate::model::Row;
 use crate::options::check_tokens;
@@ -176,8 +176,11 @@ impl<'a> Search<'a> {
         let logits = model.score(&beams).map_err(Error::Model)?;
         check_shape("logits", logits.shape(), &[self.rows.len(), vocabulary])?;
         let width = offered(options, options.num_beams);
-        expand(logits, width, options.model_output, &restrictions)
-            .map_err(|(row, problem)| Error::Logits { row, item: self.rows[row].item, problem })
+        let offers = expand(logits, width, options.model_output, &restrictions);
+        offers.map_err(|failure| match failure {
+            Failure::Row(row, problem) => Error::Logits { row, item: self.rows[row].item, problem },
+            Failure::Other(error) => error,
+        })
     }
 
     fn restriction(&self, beams: &Beams<'_>, row: usize) -> Result<Restriction, Error> {

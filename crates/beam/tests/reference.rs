@@ -5,13 +5,13 @@
 mod common;
 
 use beam::{
-    Bigram, EarlyStopping, Groups, Hypothesis, Model, ModelOutput, Options, Rule, Stop, Trie,
-    beam_search_reference, brute_force,
+    Bigram, EarlyStopping, Groups, Hypothesis, Logit, Model, ModelOutput, Options, Rule, Stop,
+    Trie, beam_search_reference, brute_force,
 };
 use common::{Random, Table, assert_same, search_one, tokens_and_scores};
 use ndarray::Array2;
 use tensor_utils::testing::Seeded;
-use tensor_utils::{Element, bf16, f16};
+use tensor_utils::{bf16, f16};
 
 const RULES: [Rule; 6] = [
     Rule::Pool,
@@ -35,7 +35,7 @@ impl Choices {
     }
 }
 
-fn check<T: Element>(seed: u64, choices: &mut Choices) {
+fn check<T: Logit>(seed: u64, choices: &mut Choices) {
     let vocabulary = choices.of(&[1, 2, 3, 5, 8, 13, 30, 100]);
     let eos_count = choices.below(4).min(vocabulary);
     let eos: Vec<_> = (0..eos_count as u32).collect();
@@ -205,7 +205,8 @@ fn the_exact_stop_changes_nothing() {
 
 #[test]
 fn one_beam_without_penalty_is_greedy() {
-    for rule in RULES {
+    // More patience waits for other ends than the greedy one.
+    for rule in RULES.into_iter().filter(|rule| *rule != (Rule::Patience { patience: 2.5 })) {
         for seed in 0..100 {
             let mut model = Random::<f32>::new(50, seed);
             let options = Options {
@@ -226,12 +227,7 @@ fn one_beam_without_penalty_is_greedy() {
                 }
             }
             let got = search_one(&mut model, &[1], &options).unwrap();
-            // Later and less likely ends may still come first by Rule::Patience and Transformers.
-            if matches!(rule, Rule::Pool) {
-                assert_eq!(got.hypotheses[0].tokens, greedy[1..], "{rule:?} {seed}");
-            } else {
-                assert!(got.hypotheses[0].tokens.len() >= 1);
-            }
+            assert_eq!(got.hypotheses[0].tokens, greedy[1..], "{rule:?} {seed}");
         }
     }
 }

@@ -1,11 +1,10 @@
 //! Beam search over a bigram model.
 
 use anyhow::{Context, Result, bail, ensure};
-use beam::{Bigram, EarlyStopping, Groups, Options, Rule, beam_search};
+use beam::{Bigram, EarlyStopping, Groups, Logit, Options, Rule, beam_search};
 use ndarray::{Array2, Array3};
 use safetensors::Dtype;
 use serde::Deserialize;
-use tensor_utils::Element;
 
 use super::inputs::Inputs;
 use super::tensor::{Output, Stored};
@@ -116,7 +115,7 @@ pub(super) fn run(inputs: &mut Inputs<'_>) -> Result<Vec<Output>> {
     }
 }
 
-fn run_as<T: Element + Stored>(inputs: &mut Inputs<'_>) -> Result<Vec<Output>> {
+fn run_as<T: Logit + Stored>(inputs: &mut Inputs<'_>) -> Result<Vec<Output>> {
     let params: Params = inputs.params()?;
     let table: Array2<T> = inputs.array("bigram")?;
     let prompts: Array2<i64> = inputs.array("prompts")?;

@@ -5,9 +5,8 @@
 
 use std::collections::HashMap;
 
-use beam::{Beams, Error, Hypothesis, Item, Model, ModelError, Options, beam_search};
+use beam::{Beams, Error, Hypothesis, Item, Logit, Model, ModelError, Options, beam_search};
 use ndarray::{Array2, ArrayView2};
-use tensor_utils::Element;
 
 /// A model whose logits depend on the whole sequence, prompt included: pseudo-random, the same on every
 /// call.
@@ -29,7 +28,7 @@ pub(crate) struct Random<T> {
     pub(crate) kept: Vec<Vec<usize>>,
 }
 
-impl<T: Element> Random<T> {
+impl<T: Logit> Random<T> {
     pub(crate) fn new(vocabulary: usize, seed: u64) -> Self {
         Self {
             vocabulary,
@@ -79,7 +78,7 @@ impl<T: Element> Random<T> {
     }
 }
 
-impl<T: Element> Model for Random<T> {
+impl<T: Logit> Model for Random<T> {
     type Element = T;
 
     fn vocabulary(&self) -> usize {
