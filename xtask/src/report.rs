@@ -164,3 +164,87 @@ fn write(path: &Path, text: &str) -> Result<()> {
     println!("report: {}", path.display());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A report of one case, with what a peer adds to it.
+    fn report(peer: Value) -> Report {
+        let mut row = json!({
+            "kernel": "attn-flash", "case": "[1, 2] <b>", "dtype": "f32",
+            "ours_ms": 2.0, "gflops": 100.0, "gb_s": 5.0, "fraction_of_peak": 0.5,
+        });
+        if let (Some(row), Value::Object(peer)) = (row.as_object_mut(), peer) {
+            row.extend(peer);
+        }
+        let point = json!({"length": 128, "ours": 1000, "naive": null, "matrices": 65536});
+        let machine = json!({
+            "cpu": "a processor", "isa": "avx2", "threads": 2,
+            "peak_gflops": 400.0, "read_gb_s": 50.0,
+        });
+        let verified = json!({
+            "quick": true, "unix_time": 0, "commit": "abc", "rustc": "rustc 1",
+            "cpu": "a processor", "instruction_sets": ["avx2"],
+            "checks": [{"name": "tidy", "status": "FAIL", "seconds": 1.5, "repeat": "cargo xtask tidy"}],
+        });
+        serde_json::from_value(json!({
+            "schema": SCHEMA,
+            "verified": verified,
+            "compared": {"machine": machine, "peer": null, "notes": ["a note"], "rows": [row]},
+            "memory": [{"kernel": "attn-flash", "shape": "[1]", "points": [point]}],
+            "benches": [],
+            "faults": [],
+        }))
+        .unwrap()
+    }
+
+    fn with_peer(ratio: f64) -> Value {
+        json!({"peer_ms": 2.0 * ratio, "ratio": ratio, "ratio_quartiles": [ratio - 0.1, ratio + 0.1]})
+    }
+
+    #[test]
+    fn pages_say_what_was_not_measured() {
+        let report = report(Value::Null);
+        for template in ["report.html", "report.md"] {
+            let page = render(&report, None, template).unwrap();
+            assert!(page.contains("not measured"), "{page}");
+            assert!(page.contains("cargo xtask tidy") && page.contains("1970-01-01"), "{page}");
+        }
+        let page = render(&report, None, "report.html").unwrap();
+        assert!(page.contains("[1, 2] &lt;b&gt;") && page.contains("<svg"), "{page}");
+        assert!(!page.contains("src=") && !page.contains("href="), "the page loads something");
+    }
+
+    #[test]
+    fn losses_show_like_wins() {
+        let page = render(&report(with_peer(0.5)), None, "report.html").unwrap();
+        assert!(page.contains(r#"<span class="loss">0.50x</span>"#), "{page}");
+        assert!(page.contains("1 of 1"), "{page}");
+        let page = render(&report(with_peer(2.0)), None, "report.html").unwrap();
+        assert!(page.contains(r#"<span class="win">2.00x</span>"#), "{page}");
+    }
+
+    #[test]
+    fn changes_within_the_noise_are_not_changes() {
+        let before = report(with_peer(2.0));
+        let changes = Changes::new(&before, &report(with_peer(2.15)));
+        assert!(changes.to_string().contains("within noise"), "{changes}");
+        let changes = Changes::new(&before, &report(with_peer(1.5)));
+        assert!(changes.to_string().contains("slower"), "{changes}");
+        let page = render(&before, Some(&changes), "report.html").unwrap();
+        assert!(page.contains("Changes since abc"), "{page}");
+    }
+
+    #[test]
+    fn a_report_can_be_read_again() {
+        let report = report(with_peer(2.0));
+        let text = serde_json::to_string(&report).unwrap();
+        let again: Report = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::to_value(&again).unwrap(), serde_json::to_value(&report).unwrap());
+    }
+}
