@@ -52,6 +52,9 @@ struct Sequence {
 /// model, and compacts the cache to the accepted paths in place. Between steps the cache is, to the
 /// bit, that of plain decoding; `docs/derivation.md`, sections 2 and 7.
 ///
+/// A step allocates the logits, `4 V` bytes a row with a row for each node and each sequence, at most 300
+/// bytes a row besides, and what model and drafter do; nothing in proportion to the cache.
+///
 /// With quantised storage, [`kvcache::Config::residual`] must be above the depth of the trees: rows
 /// within it are read in full precision from the tree as in plain decoding.
 #[derive(Debug)]
