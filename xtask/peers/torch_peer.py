@@ -130,11 +130,23 @@ def rms_norm_backward(inputs, options):
     return run
 
 
+def softmax_topk(inputs, options):
+    logits, k = inputs["logits"], options["k"]
+
+    @torch.no_grad()
+    def run():
+        probs, indices = torch.topk(torch.softmax(logits, dim=-1), k, dim=-1)
+        return {"probs": probs, "indices": indices}
+
+    return run
+
+
 OPERATIONS = {
     "sdpa": sdpa,
     "sdpa_backward": sdpa_backward,
     "layer_norm_backward": layer_norm_backward,
     "rms_norm_backward": rms_norm_backward,
+    "softmax_topk": softmax_topk,
 }
 
 

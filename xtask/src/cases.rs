@@ -14,6 +14,7 @@ mod file;
 mod inputs;
 mod kvcache;
 mod layernorm_bwd;
+mod softmax_topk;
 mod tensor;
 mod ternary;
 
@@ -51,6 +52,7 @@ const KERNELS: &[Kernel] = &[
     Kernel { name: "kvcache", package: "kvcache", run: kvcache::run },
     Kernel { name: "beam", package: "beam", run: beam::run },
     Kernel { name: "layernorm-bwd", package: "layernorm-bwd", run: layernorm_bwd::run },
+    Kernel { name: "softmax-topk", package: "softmax-topk", run: softmax_topk::run },
     Kernel { name: "ternary-quantize", package: "ternary-train", run: ternary::quantize },
     Kernel { name: "ternary-matmul", package: "ternary-train", run: ternary::matmul },
     Kernel { name: "dflash", package: "dflash", run: dflash::run },

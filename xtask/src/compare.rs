@@ -15,6 +15,7 @@ pub(crate) mod machine;
 mod peer;
 mod precision;
 mod report;
+mod softmax_topk;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -53,7 +54,7 @@ pub(crate) struct Args {
 
 /// Every case, by kernel.
 fn cases() -> Vec<Case> {
-    [attn_flash::cases(), attn_flash_bwd::cases(), layernorm_bwd::cases()]
+    [attn_flash::cases(), attn_flash_bwd::cases(), layernorm_bwd::cases(), softmax_topk::cases()]
         .into_iter()
         .flatten()
         .collect()

@@ -2,10 +2,16 @@
 
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
 use rayon::join;
-use tensor_utils::{Element, Float, check_shape, try_array};
+use tensor_utils::simd::{Select, Simd, SimdBase, SimdFloat};
+use tensor_utils::{Element, Float, Isa, Kernel, check_shape, dispatch, narrow, try_array};
 
-use crate::call::{Call, check_tokens};
-use crate::{Error, Logit, Options, TopKView};
+use crate::call::{Call, RowOptions, check_tokens};
+use crate::score::Score;
+use crate::source::{STRIPE, Source, Stripe, splat};
+use crate::{Error, Logit, NanPolicy, Options, TopKView};
+
+/// Tokens that are worth another thread.
+const GRAIN: usize = 1 << 15;
 
 /// The gradients of the outputs of [`softmax_topk`](crate::softmax_topk); those that are left out
 /// are 0.
@@ -32,8 +38,10 @@ impl<A> Default for TopKGradients<'_, A> {
 /// [`softmax_topk`](crate::softmax_topk) for the same logits and options.
 ///
 /// Which tokens are chosen and kept does not depend on the logits smoothly and counts as constant.
-/// Tokens that are not allowed have gradient 0, and so has a row that is -inf wholly. A row with NaN
-/// or +inf has NaN.
+/// Tokens that are not allowed have gradient 0, and so has a row that is -inf wholly. Tokens of +inf
+/// have NaN, and so has a whole row with NaN.
+///
+/// Allocates the result alone. The time grows with `k N` for `N` given tokens in each row.
 ///
 /// # Errors
 /// [`Error`] names the argument or option that does not fit.
@@ -68,7 +76,7 @@ pub fn softmax_topk_backward<T: Logit>(
     Ok(d_logits)
 }
 
-/// [`softmax_topk_backward`] into the caller's array `[R, V]`.
+/// [`softmax_topk_backward`] into the caller's array `[R, V]`. Allocates nothing.
 ///
 /// # Errors
 /// As [`softmax_topk_backward`]. The output is untouched then.
@@ -107,97 +115,183 @@ pub(crate) fn backward<T: Logit>(
     gradients: &TopKGradients<'_, T::Acc>,
     d_logits: ArrayViewMut2<'_, T>,
 ) -> Result<(), Error> {
-    split(&call, &top, gradients, 0, d_logits);
-    Ok(())
+    let backward = Backward { call: &call, top: &top, gradients };
+    Ok(dispatch(Isa::active()?, Rows { backward, d_logits })?)
 }
 
-/// Halves the rows until one is left.
-fn split<T: Logit>(
-    call: &Call<'_, '_, T>,
-    top: &TopKView<'_, T::Acc>,
-    gradients: &TopKGradients<'_, T::Acc>,
-    first: usize,
-    d_logits: ArrayViewMut2<'_, T>,
-) {
-    let rows = d_logits.dim().0;
-    if rows == 0 {
-        return;
-    }
-    if rows == 1 {
-        return one_row(call, top, gradients, first, d_logits.index_axis_move(Axis(0), 0));
-    }
-    let (left, right) = d_logits.split_at(Axis(0), rows / 2);
-    join(
-        || split(call, top, gradients, first, left),
-        || split(call, top, gradients, first + rows / 2, right),
-    );
+/// What is the same for all rows.
+struct Backward<'c, 'a, 'o, 't, 'g, T: Logit> {
+    call: &'c Call<'a, 'o, T>,
+    top: &'c TopKView<'t, T::Acc>,
+    gradients: &'c TopKGradients<'g, T::Acc>,
 }
 
-fn one_row<T: Logit>(
-    call: &Call<'_, '_, T>,
-    top: &TopKView<'_, T::Acc>,
-    gradients: &TopKGradients<'_, T::Acc>,
-    row: usize,
-    mut d_logits: ArrayViewMut1<'_, T>,
-) {
-    let options = call.row_options(row);
-    let lse = top.lse[row].to_f64();
-    if lse == f64::NEG_INFINITY {
-        d_logits.fill(T::from_f64(0.0));
-        return;
-    }
-    let (bias, mask) = (call.bias(row), call.mask(row));
-    let masked = |score: T::Acc, token: usize| {
-        score == T::Acc::NEG_INFINITY || mask.is_some_and(|mask| !mask.allows(token))
-    };
-    let score = |token: usize| {
-        let score = call.logits[[row, token]].to_acc();
-        bias.map_or(score, |bias| score + bias[token])
-    };
-    let prob = |score: T::Acc| (score.to_f64() / options.temperature - lse).exp();
+struct Rows<'c, 'a, 'o, 't, 'g, 'd, T: Logit> {
+    backward: Backward<'c, 'a, 'o, 't, 'g, T>,
+    d_logits: ArrayViewMut2<'d, T>,
+}
 
-    // What the probabilities of all tokens are multiplied by.
-    let mut common = gradients.lse.map_or(0.0, |lse| lse[row].to_f64());
-    let kept = (top.kept[row] as usize).min(call.k);
-    let shares: f64 = gradients.probs.map_or(0.0, |d| {
-        let share = |j: usize| {
-            let p = top.probs[[row, j]].to_f64();
-            d[[row, j]].to_f64() * if options.log { 1.0 } else { p }
-        };
-        (0..kept).map(share).sum()
-    });
-    if !options.renormalise {
-        common -= shares;
+impl<T: Logit> Kernel for Rows<'_, '_, '_, '_, '_, '_, T> {
+    type Output = ();
+
+    fn run<S: Simd>(self, simd: S) {
+        self.backward.split(simd, 0, self.d_logits);
     }
-    if let Some(d) = gradients.token_logprobs {
-        common -= d.row(row).iter().map(|d| d.to_f64()).sum::<f64>();
+}
+
+impl<T: Logit> Backward<'_, '_, '_, '_, '_, T> {
+    /// Halves the rows until they are not worth another thread.
+    fn split<S: Simd>(&self, simd: S, first: usize, mut d_logits: ArrayViewMut2<'_, T>) {
+        let (rows, vocabulary) = d_logits.dim();
+        if rows <= 1 || rows * vocabulary <= GRAIN {
+            for (row, d_logits) in d_logits.axis_iter_mut(Axis(0)).enumerate() {
+                self.row(simd, first + row, d_logits);
+            }
+            return;
+        }
+        let (left, right) = d_logits.split_at(Axis(0), rows / 2);
+        join(|| self.split(simd, first, left), || self.split(simd, first + rows / 2, right));
     }
-    let factor = 1.0 / options.temperature;
-    for (token, to) in d_logits.iter_mut().enumerate() {
-        let score = score(token);
-        let ignored = score.is_nan() && options.nan == crate::NanPolicy::Ignore;
-        *to = if ignored || masked(score, token) {
-            T::from_f64(0.0)
-        } else {
-            let mut d = common * prob(score);
-            if let (Some(g), Some(tokens)) = (gradients.token_logprobs, call.tokens(row)) {
-                for (j, &given) in tokens.iter().enumerate() {
-                    if given as usize == token {
-                        d += g[[row, j]].to_f64();
-                    }
-                }
-            }
-            if let Some(g) = gradients.probs
-                && let Some(j) = (0..kept).find(|&j| top.indices[[row, j]] as usize == token)
-            {
-                let p = top.probs[[row, j]].to_f64();
-                let q = if options.log { p.exp() } else { p };
-                d += g[[row, j]].to_f64() * if options.log { 1.0 } else { p };
-                if options.renormalise {
-                    d -= q * shares;
-                }
-            }
-            T::from_f64(d * factor)
+
+    fn row<S: Simd>(&self, simd: S, row: usize, mut d_logits: ArrayViewMut1<'_, T>) {
+        let options = self.call.row_options(row);
+        let lse = self.top.lse[row];
+        if lse == T::Acc::NEG_INFINITY {
+            d_logits.fill(T::default());
+            return;
+        }
+        let source = Source::new(self.call, row, options.nan == NanPolicy::Ignore);
+        let (common, shares) = self.sums(row, options);
+        let coldness = 1.0 / options.temperature;
+        let dense = Dense {
+            coldness: T::Acc::from_f64(coldness),
+            lse,
+            factor: T::Acc::from_f64(common * coldness),
         };
+        dense.fill(simd, &source, &mut d_logits);
+        // Tokens with gradients of their own are computed again, so that they are rounded once.
+        let mut again = |token: usize, column: Option<usize>| {
+            let score = source.get(token);
+            if score == T::Acc::NEG_INFINITY {
+                return;
+            }
+            let p = (score.to_f64() * coldness - lse.to_f64()).exp();
+            let of_column = column.map_or(0.0, |j| self.of_column(row, j, options, shares));
+            let own = of_column + self.of_given(row, token);
+            d_logits[token] = T::from_f64((common * p + own) * coldness);
+        };
+        let indices = self.top.indices.index_axis(Axis(0), row);
+        let columns = if self.gradients.probs.is_some() { self.kept(row) } else { 0 };
+        for column in 0..columns {
+            again(indices[column] as usize, Some(column));
+        }
+        if let (Some(_), Some(tokens)) = (&self.gradients.token_logprobs, self.call.tokens(row)) {
+            for &token in tokens {
+                again(token as usize, (0..columns).find(|&column| indices[column] == token));
+            }
+        }
+    }
+
+    /// Columns of a row that were not cut.
+    fn kept(&self, row: usize) -> usize {
+        (self.top.kept[row] as usize).min(self.call.k)
+    }
+
+    /// What the probabilities of all tokens are multiplied by (eq. 9), and the sum of the gradients of
+    /// the columns, each times its probability unless logarithms were asked for.
+    fn sums(&self, row: usize, options: RowOptions) -> (f64, f64) {
+        let TopKGradients { probs, lse, token_logprobs } = self.gradients;
+        let mut common = lse.map_or(0.0, |lse| lse[row].to_f64());
+        let shares: f64 = probs.map_or(0.0, |d| {
+            (0..self.kept(row)).map(|j| d[[row, j]].to_f64() * self.weight(row, j, options)).sum()
+        });
+        if !options.renormalise {
+            common -= shares;
+        }
+        if let Some(d) = token_logprobs {
+            common -= d.row(row).iter().map(|d| d.to_f64()).sum::<f64>();
+        }
+        (common, shares)
+    }
+
+    /// The derivative of an output by its logarithm.
+    fn weight(&self, row: usize, column: usize, options: RowOptions) -> f64 {
+        if options.log { 1.0 } else { self.top.probs[[row, column]].to_f64() }
+    }
+
+    /// What the gradient of a column adds to its token.
+    fn of_column(&self, row: usize, column: usize, options: RowOptions, shares: f64) -> f64 {
+        let Some(d) = self.gradients.probs else { return 0.0 };
+        let own = d[[row, column]].to_f64() * self.weight(row, column, options);
+        if !options.renormalise {
+            return own;
+        }
+        let prob = self.top.probs[[row, column]].to_f64();
+        own - shares * if options.log { prob.exp() } else { prob }
+    }
+
+    /// What the gradients of given tokens add to a token.
+    fn of_given(&self, row: usize, token: usize) -> f64 {
+        let (Some(d), Some(tokens)) = (self.gradients.token_logprobs, self.call.tokens(row)) else {
+            return 0.0;
+        };
+        let own = tokens.iter().zip(d.row(row)).filter(|&(&given, _)| given as usize == token);
+        own.map(|(_, d)| d.to_f64()).sum()
+    }
+}
+
+/// The part of the gradient that every token has: a multiple of its probability.
+struct Dense<A> {
+    coldness: A,
+    lse: A,
+    factor: A,
+}
+
+impl<A: Score> Dense<A> {
+    fn fill<S: Simd, T: Logit<Acc = A>>(
+        &self,
+        simd: S,
+        source: &Source<'_, T>,
+        to: &mut ArrayViewMut1<'_, T>,
+    ) {
+        let len = source.len();
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                source.for_each(
+                    simd,
+                    0..source.stripes(),
+                    #[inline(always)]
+                    |stripe, scores| {
+                        let d = self.of_stripe(simd, scores);
+                        let (start, end) = (stripe * STRIPE, len.min((stripe + 1) * STRIPE));
+                        match to.as_slice_mut() {
+                            Some(to) => narrow(&d, &mut to[start..end]),
+                            None => {
+                                for token in start..end {
+                                    to[token] = T::from_acc(d[token - start]);
+                                }
+                            }
+                        }
+                    },
+                );
+            },
+        );
+    }
+
+    #[inline(always)]
+    fn of_stripe<S: Simd>(&self, simd: S, scores: &Stripe<A>) -> Stripe<A> {
+        let lanes = A::Vector::<S>::LEN;
+        let minus_lse = splat::<S, A>(simd, -self.lse);
+        let (coldness, factor) = (splat::<S, A>(simd, self.coldness), splat(simd, self.factor));
+        let mut d = [A::ZERO; STRIPE];
+        for i in 0..STRIPE / lanes {
+            let score = A::Vector::<S>::from_slice(simd, &scores[i * lanes..][..lanes]);
+            let p = A::exp_vector(simd, score.mul_add(coldness, minus_lse));
+            let forbidden = score.simd_eq(splat::<S, A>(simd, A::NEG_INFINITY));
+            let value = forbidden.select(splat(simd, A::ZERO), p * factor);
+            value.store_slice(&mut d[i * lanes..][..lanes]);
+        }
+        d
     }
 }

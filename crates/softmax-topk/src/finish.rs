@@ -60,7 +60,9 @@ fn cut<A: Score>(keys: &[A::Key], shares: Shares<A>, options: RowOptions) -> (us
     if shares.mass.sum.is_nan() {
         return (0, 0.0);
     }
-    let is_possible = |&key: &A::Key| A::of_key(key) > A::NEG_INFINITY;
+    // Beside +inf nothing else has a share.
+    let least = if shares.mass.max.is_finite() { A::LOWEST } else { A::from_f64(f64::INFINITY) };
+    let is_possible = |&key: &A::Key| A::of_key(key) >= least;
     let possible = match keys.last() {
         Some(worst) if is_possible(worst) => keys.len(),
         _ => keys.partition_point(is_possible),

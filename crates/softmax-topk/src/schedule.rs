@@ -17,8 +17,11 @@ use crate::sweep::{Maxima, SEGMENT};
 use crate::workspace::Slots;
 use crate::{Error, Logit, Passes, TopKMut, Workspace};
 
-/// Tokens that are worth another thread.
-const GRAIN: usize = 1 << 16;
+/// Tokens that are worth another thread of the pool that the call comes from.
+const GRAIN: usize = 1 << 15;
+
+/// Tokens that are worth entering the pool from outside, which wakes a thread and is woken by it.
+const GRAIN_OUTSIDE: usize = 1 << 17;
 
 /// Computes a checked call.
 pub(crate) fn topk<T: Logit>(
@@ -44,9 +47,11 @@ impl<T: Logit> Kernel for Rows<'_, '_, '_, '_, T> {
     fn run<S: Simd>(self, simd: S) -> Result<(), Error> {
         let Self { call, passes, slots, top } = self;
         let (rows, threads) = (call.rows(), rayon::current_num_threads());
-        let long = call.vocabulary() > GRAIN && rows < 4 * threads;
+        let grain = if rayon::current_thread_index().is_some() { GRAIN } else { GRAIN_OUTSIDE };
+        // Not worth it for a part of many rows.
+        let long = call.vocabulary() > grain && rows < 4 * threads;
         let alone = if long { rows % threads } else { 0 };
-        let together = Together { call: &call, passes, slots };
+        let together = Together { call: &call, passes, slots, grain };
         let (top, alone_top) = top.split_at(rows - alone);
         together.split(simd, 0, top)?;
         let mut slot = slots.take();
@@ -66,13 +71,14 @@ struct Together<'c, 'a, 'o, 's, T: Logit> {
     call: &'c Call<'a, 'o, T>,
     passes: Passes,
     slots: Slots<'s, T::Acc>,
+    grain: usize,
 }
 
 impl<T: Logit> Together<'_, '_, '_, '_, T> {
     /// Halves the rows until they are not worth another thread.
     fn split<S: Simd>(&self, simd: S, first: usize, top: TopKMut<'_, T::Acc>) -> Result<(), Error> {
         let rows = top.lse.len();
-        if rows <= 1 || rows * self.call.vocabulary() <= GRAIN {
+        if rows <= 1 || rows * self.call.vocabulary() <= self.grain {
             return self.rows(simd, first, top);
         }
         let (left, right) = top.split_at(rows / 2);

@@ -16,9 +16,9 @@ pub struct TopK<A> {
     pub probs: Array2<A>,
     /// `[R]`: the logarithm of the sum of `e^(score / temperature)` over all tokens.
     pub lse: Array1<A>,
-    /// `[R]`: how many of the `k` the cuts [`Options::top_p`] and [`Options::min_p`] kept; only
-    /// tokens with a score above -inf count. At least 1, but 0 in a row without such a token or with
-    /// NaN.
+    /// `[R]`: how many of the `k` the cuts [`Options::top_p`] and [`Options::min_p`] kept; tokens whose
+    /// log-probability is -inf do not count. At least 1, but 0 in a row without a score above -inf or
+    /// with NaN.
     pub kept: Array1<u32>,
     /// Of the tokens of [`Options::tokens`].
     pub tokens: Option<TokenScores<A>>,
