@@ -14,6 +14,7 @@ mod file;
 mod inputs;
 mod kvcache;
 mod layernorm_bwd;
+mod qwen3;
 mod softmax_topk;
 mod tensor;
 mod ternary;
@@ -56,6 +57,7 @@ const KERNELS: &[Kernel] = &[
     Kernel { name: "ternary-quantize", package: "ternary-train", run: ternary::quantize },
     Kernel { name: "ternary-matmul", package: "ternary-train", run: ternary::matmul },
     Kernel { name: "dflash", package: "dflash", run: dflash::run },
+    Kernel { name: "qwen3", package: "ternary-train", run: qwen3::run },
 ];
 
 /// What came of a case that could be run.
@@ -74,7 +76,7 @@ pub(crate) fn run(path: &Path) -> Result<Checked> {
     let bytes = read(path)?;
     let case = CaseFile::parse(&bytes)?;
     let kernel = lookup(&case.kernel)?;
-    let mut inputs = Inputs::new(&case);
+    let mut inputs = Inputs::new(&case, path.parent().unwrap_or(Path::new(".")));
     let outputs = match catch_unwind(AssertUnwindSafe(|| (kernel.run)(&mut inputs))) {
         Ok(outputs) => outputs?,
         Err(panic) => {

@@ -1,5 +1,9 @@
 //! The subcommands, one file each.
 
+mod bench;
+mod export;
+mod folder;
+mod generate;
 mod presets;
 
 use anyhow::Result;
@@ -15,6 +19,9 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Generate(generate::Generate),
+    Export(export::Export),
+    Bench(bench::Bench),
     /// Print the model shapes that have a name.
     Presets,
 }
@@ -23,6 +30,9 @@ impl Cli {
     /// Runs the subcommand.
     pub(crate) fn run(self) -> Result<()> {
         match self.command {
+            Command::Generate(command) => command.run(),
+            Command::Export(command) => command.run(),
+            Command::Bench(command) => command.run(),
             Command::Presets => presets::run(),
         }
     }

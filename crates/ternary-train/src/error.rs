@@ -39,6 +39,24 @@ pub enum Error {
         /// The norm of all gradients.
         gradient_norm: f64,
     },
+    /// The cache of keys and values refused a step.
+    #[error("cache: {0}")]
+    Cache(#[from] kvcache::Error),
+    /// A norm refused its rows.
+    #[error("norm: {0}")]
+    Norm(#[from] layernorm_bwd::Error),
+    /// Sampling refused the logits or an option.
+    #[error("sampling: {0}")]
+    Sampling(#[from] softmax_topk::Error),
+    /// The beam search refused an option, or the model failed in it.
+    #[error("beam search: {0}")]
+    Beam(#[from] beam::Error),
+    /// Speculative decoding refused an option, or the model failed in it.
+    #[error("speculation: {0}")]
+    Speculation(#[from] dflash::Error),
+    /// The tokenizer refused a text or a file.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
     /// An option with a value outside its range.
     #[error("option `{option}` is {got}, expected {expected}")]
     Option {

@@ -9,9 +9,13 @@ mod packed;
 mod quantize;
 mod reference;
 mod report;
+mod tokenizer;
 mod train;
 mod weights;
 
+pub mod formats;
+pub mod generate;
+pub mod infer;
 pub mod ops;
 
 // The model: its shape and its weights.
@@ -27,6 +31,9 @@ pub use train::{
 
 // Reports.
 pub use report::{Leakage, Point, TrainReport, Validation, peak_memory};
+
+// Text.
+pub use tokenizer::Tokenizer;
 
 // Ternary matrices.
 pub use options::{Projection, Rule, Tiling};

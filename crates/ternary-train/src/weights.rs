@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use rand_distr::{Distribution, Normal};
 use tensor_utils::{check_shape, try_array};
 
-use crate::{Config, Error};
+use crate::{Config, Counts, Error, Projection};
 
 /// All weights of a Qwen3 model. Gradients and the states of an optimizer have the same shape.
 ///
@@ -180,6 +180,19 @@ impl Weights {
     /// [`norms`](Self::norms) to write to, in the same order.
     pub fn norms_mut(&mut self) -> Vec<Named<&mut Array1<f32>>> {
         norms!(self, iter_mut, &mut)
+    }
+
+    /// Makes every matrix ternary, in place.
+    ///
+    /// # Errors
+    /// As [`Projection::project_into`]; some matrices are projected then.
+    pub fn project(&mut self, projection: Projection) -> Result<Counts, Error> {
+        let mut counts = Counts::default();
+        for Named { weight, .. } in self.matrices_mut() {
+            let latent = weight.clone();
+            counts = counts.and(projection.project_into(weight, &latent)?);
+        }
+        Ok(counts)
     }
 
     /// The matrix that makes logits of hidden states.

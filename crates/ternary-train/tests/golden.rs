@@ -1,6 +1,118 @@
-//! Sizes that others have published.
+//! Answers of others: case files, and sizes that were published.
 
-use ternary_train::{Config, Preset};
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ndarray::{Array2, Array3};
+use safetensors::SafeTensors;
+use ternary_train::formats::read_folder;
+use ternary_train::generate::{GenerateOptions, generate};
+use ternary_train::infer::{Chunk, LogitRows, Model};
+use ternary_train::{Activations, Config, PackedMatrix, Preset, Projection, Ternary, Tiling};
+
+fn cases(kernel: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(kernel);
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let cases: Vec<_> = entries.filter(|path| path.is_file()).collect();
+    assert!(!cases.is_empty());
+    cases
+}
+
+struct Case {
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl Case {
+    fn open(path: PathBuf) -> Self {
+        Self { bytes: fs::read(&path).unwrap(), path }
+    }
+
+    fn metadata(&self, key: &str) -> String {
+        let (_, header) = SafeTensors::read_metadata(&self.bytes).unwrap();
+        header.metadata().as_ref().unwrap()[key].clone()
+    }
+
+    fn param(&self, key: &str) -> serde_json::Value {
+        let params: serde_json::Value = serde_json::from_str(&self.metadata("params")).unwrap();
+        params[key].clone()
+    }
+
+    fn atol(&self) -> f64 {
+        self.metadata("atol").parse().unwrap()
+    }
+
+    /// Shape and values, by size and reader of an element.
+    fn tensor<T, const N: usize>(&self, name: &str, of: fn([u8; N]) -> T) -> (Vec<usize>, Vec<T>) {
+        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
+        let tensor = tensors.tensor(name).unwrap();
+        let values = tensor.data().as_chunks::<N>().0.iter().map(|&bytes| of(bytes)).collect();
+        (tensor.shape().to_vec(), values)
+    }
+
+    fn matrix<T, const N: usize>(&self, name: &str, of: fn([u8; N]) -> T) -> Array2<T> {
+        let (shape, values) = self.tensor(name, of);
+        Array2::from_shape_vec((shape[0], shape[1]), values).unwrap()
+    }
+}
+
+#[test]
+fn projections_are_those_of_pytorch() {
+    for case in cases("ternary-quantize").into_iter().map(Case::open) {
+        let group = case.param("group").as_u64().unwrap() as usize;
+        let w = case.matrix("in.w", f32::from_le_bytes);
+        let got = Projection { group, ..Projection::default() }.project(&w).unwrap();
+        assert_eq!(got.codes, case.matrix("out.codes", i8::from_le_bytes), "{:?}", case.path);
+        assert_eq!(got.scales, case.matrix("out.scales", f32::from_le_bytes), "{:?}", case.path);
+    }
+}
+
+#[test]
+fn packed_products_are_near_those_of_pytorch() {
+    for case in cases("ternary-matmul").into_iter().map(Case::open) {
+        let group = case.param("group").as_u64().unwrap() as usize;
+        let codes = case.matrix("in.codes", i8::from_le_bytes);
+        let scales = case.matrix("in.scales", f32::from_le_bytes);
+        let x = case.matrix("in.x", f32::from_le_bytes);
+        let packed = PackedMatrix::new(&Ternary { codes, scales, group }).unwrap();
+        let got =
+            packed.product(&Activations::new(&x, group).unwrap(), &Tiling::default()).unwrap();
+        for (got, wanted) in got.iter().zip(&case.matrix("out.y", f64::from_le_bytes)) {
+            assert!((f64::from(*got) - wanted).abs() <= case.atol(), "{:?}", case.path);
+        }
+    }
+}
+
+#[test]
+fn models_give_the_logits_and_tokens_of_transformers() {
+    for case in cases("qwen3").into_iter().map(Case::open) {
+        let folder = case.path.parent().unwrap().join(case.param("model").as_str().unwrap());
+        let (config, weights) = read_folder(&folder).unwrap();
+        let model = Model::float(config, weights).unwrap();
+        let ids = case.matrix("in.ids", |bytes| i64::from_le_bytes(bytes) as u32);
+        let (shape, wanted) = case.tensor("out.logits", f64::from_le_bytes);
+        let wanted = Array3::from_shape_vec((shape[0], shape[1], shape[2]), wanted).unwrap();
+        for (prompt, wanted) in ids.outer_iter().zip(wanted.outer_iter()) {
+            let mut cache = model.cache(prompt.len()).unwrap();
+            let seq = cache.create().unwrap();
+            let prompt = prompt.to_vec();
+            let got = model.forward(&mut cache, &[Chunk::line(seq, &prompt)], LogitRows::All);
+            for (got, wanted) in got.unwrap().iter().zip(&wanted) {
+                let bound = case.atol() + 1e-4 * wanted.abs();
+                assert!((f64::from(*got) - wanted).abs() <= bound, "{got} {wanted}");
+            }
+        }
+        let greedy = case.matrix("out.greedy", |bytes| i64::from_le_bytes(bytes) as u32);
+        let prompts: Vec<_> = ids.outer_iter().map(|prompt| prompt.to_vec()).collect();
+        let options = GenerateOptions { max_new_tokens: greedy.ncols(), ..Default::default() };
+        let got = generate(&model, &prompts, &options, |_, _| {}).unwrap();
+        for (got, wanted) in got.iter().zip(greedy.outer_iter()) {
+            assert_eq!(got, &wanted.to_vec(), "{:?}", case.path);
+        }
+    }
+}
 
 #[test]
 fn presets_have_their_sizes() {

@@ -1,6 +1,7 @@
 //! What an adapter takes its inputs from: typed, named in every error, and nothing left over.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use ndarray::{Array, ArrayD, Dimension};
@@ -18,12 +19,26 @@ pub(crate) struct Inputs<'a> {
     params: &'a str,
     tensors: BTreeMap<String, Tensor<'a>>,
     asked_for: Vec<&'static str>,
+    folder: &'a Path,
+    outputs: &'a BTreeMap<String, Tensor<'a>>,
 }
 
 impl<'a> Inputs<'a> {
-    pub(super) fn new(case: &'a CaseFile<'a>) -> Self {
+    /// `folder` is the one that the case file is in.
+    pub(super) fn new(case: &'a CaseFile<'a>, folder: &'a Path) -> Self {
         let (kernel, params) = (case.kernel.as_str(), case.params.as_str());
-        Self { kernel, params, tensors: case.inputs.clone(), asked_for: Vec::new() }
+        let (tensors, outputs) = (case.inputs.clone(), &case.outputs);
+        Self { kernel, params, tensors, asked_for: Vec::new(), folder, outputs }
+    }
+
+    /// The folder that the case file is in, for what lies beside it.
+    pub(super) fn folder(&self) -> &'a Path {
+        self.folder
+    }
+
+    /// The shape of an expected output, where it says how much is to be computed.
+    pub(super) fn output_shape(&self, name: &str) -> Option<&'a [usize]> {
+        self.outputs.get(name).map(|tensor| tensor.shape.as_slice())
     }
 
     /// The parameters. `P` has a default for each and `#[serde(deny_unknown_fields)]`.

@@ -103,6 +103,11 @@ impl Activations {
         self.columns
     }
 
+    /// Columns of a group.
+    pub fn group(&self) -> usize {
+        self.group
+    }
+
     pub(super) fn words_per_token(&self) -> usize {
         self.columns.div_ceil(COLUMNS) * COLUMNS / 4
     }

@@ -1,0 +1,75 @@
+//! What the machine can do: reading memory, and int8 products in registers.
+
+use std::hint::black_box;
+
+use anyhow::Result;
+use rayon::prelude::*;
+
+use super::median;
+
+/// Bytes read by a call of the bandwidth measurement, far more than a cache holds.
+const BYTES: usize = 1 << 28;
+
+/// Bytes a second that all threads together read from memory.
+pub(super) fn read_bandwidth() -> Result<f64> {
+    let data = vec![1_u64; BYTES / 8];
+    let seconds = median(9, || {
+        let sums: Vec<u64> = data
+            .par_chunks(1 << 17)
+            .map(|part| {
+                let mut sums = [0_u64; 32];
+                for chunk in part.as_chunks::<32>().0 {
+                    for (sum, x) in sums.iter_mut().zip(chunk) {
+                        *sum = sum.wrapping_add(*x);
+                    }
+                }
+                sums.iter().sum()
+            })
+            .collect();
+        black_box(sums);
+        Ok(())
+    })?;
+    Ok(BYTES as f64 / seconds)
+}
+
+/// Operations a second (two a product) of `vpdpbusd` on registers, all threads together; `None` where
+/// there is no AVX-512.
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+pub(super) fn int8_peak() -> Result<Option<f64>> {
+    const STEPS: usize = 1 << 22;
+    let Some(simd) = fearless_simd::Level::new().as_avx512() else { return Ok(None) };
+    let threads = rayon::current_num_threads();
+    let seconds = median(5, || {
+        rayon::broadcast(|_| black_box(dot_products(simd, black_box(STEPS))));
+        Ok(())
+    })?;
+    Ok(Some((threads * STEPS * CHAINS * 64 * 2) as f64 / seconds))
+}
+
+#[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
+pub(super) fn int8_peak() -> Result<Option<f64>> {
+    Ok(None)
+}
+
+/// Sums that do not wait for each other.
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+const CHAINS: usize = 16;
+
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+fearless_simd::kernel!(
+    fn dot_products(simd: Avx512, steps: usize) -> i32 {
+        #[cfg(target_arch = "x86")]
+        use std::arch::x86::*;
+        #[cfg(target_arch = "x86_64")]
+        use std::arch::x86_64::*;
+        let _ = simd;
+        let mut sums = [_mm512_setzero_si512(); CHAINS];
+        let (a, b) = (_mm512_set1_epi8(black_box(1)), _mm512_set1_epi8(black_box(1)));
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, a, b);
+            }
+        }
+        sums.into_iter().fold(0, |total, sum| total.wrapping_add(_mm512_reduce_add_epi32(sum)))
+    }
+);

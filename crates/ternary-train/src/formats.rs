@@ -1,0 +1,9 @@
+//! Models in files.
+
+mod folder;
+mod gguf;
+mod safetensors;
+
+pub(crate) use folder::write_file;
+pub use folder::{read_folder, write_folder};
+pub use gguf::write_gguf;

@@ -1,0 +1,121 @@
+//! The folder of the Hugging Face layout: `config.json`, the weights, the tokenizer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::safetensors::{File, write};
+use crate::{Config, Error, Tokenizer, Weights};
+
+const CONFIG: &str = "config.json";
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// `model.safetensors.index.json`: which file holds which tensor.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Reads configuration and weights of the model in `folder`: `config.json` and `model.safetensors`,
+/// or the files that `model.safetensors.index.json` names. Weights in f32, f16 or bf16.
+///
+/// # Errors
+/// [`Error::Io`] for a file that cannot be read, [`Error::File`] for one that is cut short, or whose
+/// tensors are missing, unknown, or of another shape or type than the configuration asks for. The
+/// head may be missing if it is tied.
+pub fn read_folder(folder: &Path) -> Result<(Config, Weights), Error> {
+    let config = Config::read(&folder.join(CONFIG))?;
+    let mut weights = Weights::zeros(&config)?;
+    let files: Vec<PathBuf> = match folder.join(INDEX) {
+        index if index.exists() => {
+            let text = fs::read_to_string(&index).map_err(Error::io(&index))?;
+            let parsed: Index = serde_json::from_str(&text)
+                .map_err(|error| Error::file(&index, error.to_string()))?;
+            let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
+            if let Some(name) = names.iter().find(|name| Path::new(name).components().count() != 1)
+            {
+                return Err(Error::file(&index, format!("`{name}` is not the name of a file")));
+            }
+            names.into_iter().map(|name| folder.join(name)).collect()
+        }
+        _ => vec![folder.join(WEIGHTS)],
+    };
+    let files = files.into_iter().map(File::open).collect::<Result<Vec<_>, _>>()?;
+    let mut known = BTreeSet::new();
+    for named in weights.matrices_mut() {
+        let (rows, columns) = named.weight.dim();
+        let to = named.weight.as_slice_mut().unwrap_or_default();
+        read_one(folder, &files, &named.name, &[rows, columns], to)?;
+        known.insert(named.name);
+    }
+    for named in weights.norms_mut() {
+        let length = named.weight.len();
+        let to = named.weight.as_slice_mut().unwrap_or_default();
+        read_one(folder, &files, &named.name, &[length], to)?;
+        known.insert(named.name);
+    }
+    for file in &files {
+        let tied_head = |name: &str| config.tie_word_embeddings && name == "lm_head.weight";
+        if let Some(name) = file.names().find(|name| !known.contains(*name) && !tied_head(name)) {
+            return Err(Error::file(file.path(), format!("the tensor `{name}` is not Qwen3's")));
+        }
+    }
+    Ok((config, weights))
+}
+
+fn read_one(
+    folder: &Path,
+    files: &[File],
+    name: &str,
+    shape: &[usize],
+    to: &mut [f32],
+) -> Result<(), Error> {
+    let mut holders = files.iter().filter(|file| file.names().any(|other| other == name));
+    match holders.next() {
+        Some(file) => file.read(name, shape, to),
+        None => Err(Error::file(folder, format!("the tensor `{name}` is missing"))),
+    }
+}
+
+/// Writes `config.json`, `model.safetensors` in f32 and the tokenizer's files to `folder`, which is
+/// made if it does not exist. Transformers opens it as a `Qwen3ForCausalLM`.
+///
+/// Each file is written beside its place and then moved there, so none is ever half written.
+///
+/// # Errors
+/// [`Error::Io`] if a file cannot be written; [`Error::Config`] and [`Error::Shape`] if the weights
+/// are not those of the configuration.
+pub fn write_folder(
+    folder: &Path,
+    config: &Config,
+    weights: &Weights,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<(), Error> {
+    weights.check(config)?;
+    fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    write_file(&folder.join(CONFIG), |file| file.write_all(config.to_json().as_bytes()))?;
+    let path = folder.join(WEIGHTS);
+    write_file(&path, |file| write(file, weights))?;
+    match tokenizer {
+        Some(tokenizer) => tokenizer.write(folder),
+        None => Ok(()),
+    }
+}
+
+/// Writes a file beside its place and moves it there.
+pub(crate) fn write_file(
+    path: &Path,
+    contents: impl FnOnce(&mut fs::File) -> std::io::Result<()>,
+) -> Result<(), Error> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let beside = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")));
+    let mut file = beside.map_err(Error::io(path))?;
+    contents(file.as_file_mut()).map_err(Error::io(path))?;
+    file.as_file().sync_all().map_err(Error::io(path))?;
+    file.persist(path).map_err(|error| Error::Io { path: path.to_owned(), source: error.error })?;
+    Ok(())
+}

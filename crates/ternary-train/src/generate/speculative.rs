@@ -1,0 +1,92 @@
+//! Several tokens a step: what the prompt suggests, verified by the model in one pass.
+
+use dflash::{BoxError, DecodeOptions, Drafter, Generation, Pass, PromptLookup, Target};
+use kvcache::{Cache, Rows};
+use ndarray::ArrayViewMut2;
+
+use crate::Error;
+use crate::infer::{Chunk, LogitRows, Model};
+
+/// How much is drafted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Speculation {
+    /// Tokens of a tree, at most. Default 8.
+    pub budget: usize,
+}
+
+impl Default for Speculation {
+    fn default() -> Self {
+        Self { budget: 8 }
+    }
+}
+
+/// Continues every prompt with drafts that repeat what followed the last tokens earlier in the text:
+/// the tokens of [`generate`](super::generate), in fewer passes. Sampled text has the law of
+/// plain sampling, not its tokens.
+///
+/// # Errors
+/// [`Error::Speculation`].
+pub fn generate_speculatively(
+    model: &Model,
+    prompts: &[impl AsRef<[u32]>],
+    options: &DecodeOptions<'_>,
+) -> Result<Vec<Generation>, Error> {
+    generate_with(model, prompts, options, &mut PromptLookup::default())
+}
+
+/// [`generate_speculatively`] with any drafter.
+///
+/// # Errors
+/// [`Error::Speculation`].
+pub fn generate_with(
+    model: &Model,
+    prompts: &[impl AsRef<[u32]>],
+    options: &DecodeOptions<'_>,
+    drafter: &mut impl Drafter,
+) -> Result<Vec<Generation>, Error> {
+    let rows = |prompt: &[u32]| {
+        let longest = prompt.len() + options.max_new_tokens + options.budget + 1;
+        longest.next_multiple_of(64)
+    };
+    let mut cache = model.cache(prompts.iter().map(|prompt| rows(prompt.as_ref())).sum())?;
+    let mut target = Verified(model);
+    let mut decoder = dflash::Decoder::new(&mut target, &mut cache, options.clone())?;
+    for prompt in prompts {
+        decoder.add(prompt.as_ref())?;
+    }
+    while decoder.step(drafter)? {}
+    Ok(decoder.into_generations()?)
+}
+
+/// The model as the verification sees it.
+struct Verified<'a>(&'a Model);
+
+impl Target for Verified<'_> {
+    fn vocabulary(&self) -> usize {
+        self.0.config().vocab_size
+    }
+
+    fn forward(
+        &mut self,
+        cache: &mut Cache,
+        batch: &[Pass<'_>],
+        logits: Option<ArrayViewMut2<'_, f32>>,
+    ) -> Result<(), BoxError> {
+        let chunks: Vec<_> = batch
+            .iter()
+            .map(|pass| match pass.rows {
+                Rows::Last(_) => Chunk::line(pass.seq, &pass.tokens),
+                Rows::Tree(parents) => Chunk::tree(pass.seq, &pass.tokens, parents),
+            })
+            .collect();
+        match logits {
+            Some(mut logits) => {
+                logits.assign(&self.0.forward(cache, &chunks, LogitRows::All)?);
+            }
+            None => {
+                self.0.forward(cache, &chunks, LogitRows::None)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,126 @@
+//! A model that is ready to run.
+
+use kvcache::{Cache, Layout};
+use ndarray::{Array1, Array2};
+use rayon::prelude::*;
+
+use super::Matrix;
+use crate::{Config, Error, PackedMatrix, Ternary, Weights};
+
+/// A Qwen3 model for inference.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Model {
+    pub(super) config: Config,
+    pub(super) embedding: Matrix,
+    pub(super) layers: Vec<Layer>,
+    pub(super) norm: Array1<f32>,
+    /// `None`: the embedding.
+    pub(super) head: Option<Matrix>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Layer {
+    pub(super) attention_norm: Array1<f32>,
+    pub(super) q: Matrix,
+    pub(super) k: Matrix,
+    pub(super) v: Matrix,
+    pub(super) o: Matrix,
+    pub(super) q_norm: Array1<f32>,
+    pub(super) k_norm: Array1<f32>,
+    pub(super) feed_forward_norm: Array1<f32>,
+    pub(super) gate: Matrix,
+    pub(super) up: Matrix,
+    pub(super) down: Matrix,
+}
+
+impl Model {
+    /// A model that computes in f32 throughout.
+    ///
+    /// # Errors
+    /// [`Error::Config`] and [`Error::Shape`] if the weights are not those of the configuration.
+    pub fn float(config: Config, weights: Weights) -> Result<Self, Error> {
+        weights.check(&config)?;
+        Self::build(config, weights, |w| Ok(Matrix::Float(w.as_standard_layout().into_owned())))
+    }
+
+    /// A model whose matrices are packed: 2 bits a weight, activations in int8 per token. The weights
+    /// have to be ternary already ([`Weights::project`] makes them so), and nothing of them is lost.
+    ///
+    /// # Errors
+    /// As [`float`](Self::float); [`Error::Config`] if the configuration does not say how the weights
+    /// were made ternary, [`Error::Group`] if they are not.
+    pub fn packed(config: Config, weights: Weights) -> Result<Self, Error> {
+        weights.check(&config)?;
+        let Some(projection) = config.ternary else {
+            let what = "the matrices are float (there is no `ternary`); project them first";
+            return Err(Error::Config(what.to_owned()));
+        };
+        Self::build(config, weights, |w| {
+            Ok(Matrix::Packed(PackedMatrix::new(&Ternary::of_ternary(&w, projection.group)?)?))
+        })
+    }
+
+    fn build(
+        config: Config,
+        weights: Weights,
+        matrix: impl Fn(Array2<f32>) -> Result<Matrix, Error> + Sync,
+    ) -> Result<Self, Error> {
+        let layers = weights.layers.into_par_iter().map(|layer| {
+            Ok(Layer {
+                attention_norm: layer.attention_norm,
+                q: matrix(layer.q)?,
+                k: matrix(layer.k)?,
+                v: matrix(layer.v)?,
+                o: matrix(layer.o)?,
+                q_norm: layer.q_norm,
+                k_norm: layer.k_norm,
+                feed_forward_norm: layer.feed_forward_norm,
+                gate: matrix(layer.gate)?,
+                up: matrix(layer.up)?,
+                down: matrix(layer.down)?,
+            })
+        });
+        Ok(Self {
+            embedding: matrix(weights.embedding)?,
+            layers: layers.collect::<Result<_, Error>>()?,
+            norm: weights.norm,
+            head: weights.head.map(matrix).transpose()?,
+            config,
+        })
+    }
+
+    /// The shape.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Bytes of all matrices.
+    pub fn bytes(&self) -> usize {
+        let layers = self.layers.iter().flat_map(|layer| {
+            [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down]
+        });
+        let tables = [Some(&self.embedding), self.head.as_ref()];
+        layers.chain(tables.into_iter().flatten()).map(Matrix::bytes).sum()
+    }
+
+    /// An empty cache for this model with room for `rows` tokens of all sequences together, in pages
+    /// of 64, in f32.
+    ///
+    /// # Errors
+    /// [`Error::Cache`] if there is no memory.
+    pub fn cache(&self, rows: usize) -> Result<Cache, Error> {
+        let config = self.cache_config();
+        let layout = Layout::Paged { pages: rows.div_ceil(config.page_size) };
+        Ok(Cache::new(&config.with_layout(layout))?)
+    }
+
+    /// The configuration that a cache for this model starts from.
+    pub fn cache_config(&self) -> kvcache::Config {
+        let config = &self.config;
+        kvcache::Config::new(config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+    }
+
+    pub(super) fn head(&self) -> &Matrix {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+}

@@ -1,0 +1,248 @@
+//! Files: what is written is read again, and what is broken is refused by name.
+
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+use std::fs;
+use std::path::Path;
+
+use tempfile::TempDir;
+use ternary_train::formats::{read_folder, write_folder, write_gguf};
+use ternary_train::{Config, Preset, Projection, Ternary, Tokenizer, Weights};
+
+fn small() -> (Config, Weights) {
+    let config = Config {
+        num_hidden_layers: 2,
+        ternary: Some(Projection::default()),
+        eos_token_ids: vec![3],
+        ..Preset::Nano.config(256)
+    };
+    let mut weights = Weights::random(&config, 1).unwrap();
+    weights.project(Projection::default()).unwrap();
+    (config, weights)
+}
+
+fn refused(folder: &Path) -> String {
+    read_folder(folder).unwrap_err().to_string()
+}
+
+#[test]
+fn a_folder_is_read_as_it_was_written() {
+    for tied in [true, false] {
+        let folder = TempDir::new().unwrap();
+        let (config, _) = small();
+        let config = Config { tie_word_embeddings: tied, ..config };
+        let weights = Weights::random(&config, 2).unwrap();
+        write_folder(folder.path(), &config, &weights, Some(&Tokenizer::bytes())).unwrap();
+        assert_eq!(read_folder(folder.path()).unwrap(), (config, weights));
+        assert_eq!(Tokenizer::read(folder.path()).unwrap().name(), "bytes");
+    }
+}
+
+#[test]
+fn shards_are_found_through_their_index() {
+    let folder = TempDir::new().unwrap();
+    let (config, weights) = small();
+    write_folder(folder.path(), &config, &weights, None).unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::rename(at("model.safetensors"), at("model-00001-of-00001.safetensors")).unwrap();
+    assert!(refused(folder.path()).contains("model.safetensors"));
+    let map = r#"{"weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors"}}"#;
+    fs::write(at("model.safetensors.index.json"), map).unwrap();
+    assert_eq!(read_folder(folder.path()).unwrap(), (config, weights));
+    let outside = map.replace("model-0", "../model-0");
+    fs::write(at("model.safetensors.index.json"), outside).unwrap();
+    assert!(refused(folder.path()).contains("is not the name of a file"));
+}
+
+#[test]
+fn a_file_cut_short_is_refused_wherever_it_was_cut() {
+    let folder = TempDir::new().unwrap();
+    let (config, weights) = small();
+    write_folder(folder.path(), &config, &weights, None).unwrap();
+    let path = folder.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let inside = (0..header).step_by(97).chain([header, header + 1, bytes.len() / 2]);
+    for end in inside.chain([bytes.len() - 1]) {
+        fs::write(&path, &bytes[..end]).unwrap();
+        let error = refused(folder.path());
+        assert!(error.contains("model.safetensors: not safetensors"), "{end}: {error}");
+    }
+}
+
+#[test]
+fn weights_of_another_model_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let (config, weights) = small();
+    write_folder(folder.path(), &config, &weights, None).unwrap();
+    let path = folder.path().join("config.json");
+    for (other, what) in [
+        (Config { intermediate_size: 256, ..config.clone() }, "has shape [384, 128]"),
+        (Config { num_hidden_layers: 3, ..config.clone() }, "`model.layers.2.self_attn.q_proj"),
+        (Config { num_hidden_layers: 1, ..config.clone() }, "is not Qwen3's"),
+        (Config { tie_word_embeddings: false, ..config.clone() }, "`lm_head.weight` is missing"),
+    ] {
+        fs::write(&path, other.to_json()).unwrap();
+        let error = refused(folder.path());
+        assert!(error.contains(what), "{error}");
+    }
+    fs::write(&path, "{").unwrap();
+    assert!(refused(folder.path()).contains("config.json: config: "));
+    fs::remove_file(&path).unwrap();
+    assert!(refused(folder.path()).contains("config.json: "));
+}
+
+#[test]
+fn what_cannot_be_written_is_named_and_what_was_there_stays() {
+    let folder = TempDir::new().unwrap();
+    let (config, weights) = small();
+    let blocked = folder.path().join("file");
+    fs::write(&blocked, "old").unwrap();
+    let error = write_folder(&blocked, &config, &weights, None).unwrap_err().to_string();
+    assert!(error.contains("file"), "{error}");
+    let error =
+        write_gguf(&blocked.join("a.gguf"), &config, &weights, &Tokenizer::bytes()).unwrap_err();
+    assert!(error.to_string().contains("a.gguf"), "{error}");
+    assert_eq!(fs::read_to_string(&blocked).unwrap(), "old");
+    // Weights that are not ternary leave the file of before.
+    let path = folder.path().join("model.gguf");
+    write_gguf(&path, &config, &weights, &Tokenizer::bytes()).unwrap();
+    let before = fs::read(&path).unwrap();
+    let float = Weights::random(&config, 3).unwrap();
+    let error = write_gguf(&path, &config, &float, &Tokenizer::bytes()).unwrap_err().to_string();
+    assert!(error.contains("magnitude"), "{error}");
+    assert_eq!(fs::read(&path).unwrap(), before);
+    let narrow = Config { intermediate_size: 96, ..config.clone() };
+    let mut odd = Weights::random(&narrow, 3).unwrap();
+    odd.project(Projection::default()).unwrap();
+    let error = write_gguf(&path, &narrow, &odd, &Tokenizer::bytes()).unwrap_err().to_string();
+    assert!(error.contains("multiples of 64"), "{error}");
+    let tiny = Config { vocab_size: 200, ..config };
+    let mut odd = Weights::random(&tiny, 3).unwrap();
+    odd.project(Projection::default()).unwrap();
+    let error = write_gguf(&path, &tiny, &odd, &Tokenizer::bytes()).unwrap_err().to_string();
+    assert!(error.contains("option `tokenizer` is 256"), "{error}");
+}
+
+/// A little-endian reader, written from the description of the format.
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn take(&mut self, count: usize) -> Vec<u8> {
+        let (head, rest) = self.0.split_at(count);
+        self.0 = rest;
+        head.to_vec()
+    }
+
+    fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.take(4).try_into().unwrap())
+    }
+
+    fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.take(8).try_into().unwrap())
+    }
+
+    fn string(&mut self) -> String {
+        let length = self.u64() as usize;
+        String::from_utf8(self.take(length)).unwrap()
+    }
+
+    fn value(&mut self, kind: u32) -> String {
+        match kind {
+            4 => self.u32().to_string(),
+            5 => (self.u32() as i32).to_string(),
+            6 => f32::from_bits(self.u32()).to_string(),
+            7 => (self.take(1)[0] != 0).to_string(),
+            8 => self.string(),
+            9 => {
+                let (kind, length) = (self.u32(), self.u64());
+                (0..length).map(|_| self.value(kind) + "\n").collect()
+            }
+            other => panic!("unknown type {other}"),
+        }
+    }
+}
+
+#[test]
+fn gguf_holds_every_weight_as_it_is() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("model.gguf");
+    let (config, weights) = small();
+    write_gguf(&path, &config, &weights, &Tokenizer::bytes()).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let mut reader = Reader(&bytes);
+    assert_eq!(reader.take(4), b"GGUF");
+    assert_eq!(reader.u32(), 3);
+    let (tensors, values) = (reader.u64(), reader.u64());
+    let mut metadata = std::collections::HashMap::new();
+    for _ in 0..values {
+        let (key, kind) = (reader.string(), reader.u32());
+        metadata.insert(key, reader.value(kind));
+    }
+    for (key, value) in [
+        ("general.architecture", "qwen3"),
+        ("general.file_type", "41"),
+        ("qwen3.block_count", "2"),
+        ("qwen3.attention.key_length", "32"),
+        ("qwen3.rope.freq_base", "10000"),
+        ("tokenizer.ggml.model", "gpt2"),
+        ("tokenizer.ggml.eos_token_id", "3"),
+    ] {
+        assert_eq!(metadata[key], value, "{key}");
+    }
+    assert_eq!(metadata["tokenizer.ggml.tokens"].lines().nth(usize::from(b'A')), Some("A"));
+    let infos: Vec<_> = (0..tensors)
+        .map(|_| {
+            let (name, axes) = (reader.string(), reader.u32());
+            let shape: Vec<_> = (0..axes).map(|_| reader.u64() as usize).collect();
+            (name, shape, reader.u32(), reader.u64() as usize)
+        })
+        .collect();
+    let data = (bytes.len() - reader.0.len()).next_multiple_of(32);
+    let find = |name: &str| infos.iter().find(|info| info.0 == name).unwrap();
+    for (name, matrix) in
+        [("token_embd.weight", &weights.embedding), ("blk.1.ffn_down.weight", &weights.layers[1].down)]
+    {
+        let (_, shape, kind, offset) = find(name);
+        let (rows, columns) = matrix.dim();
+        assert_eq!((shape.as_slice(), *kind), (&[columns, rows][..], 42));
+        for (i, &w) in matrix.iter().enumerate() {
+            let block = &bytes[data + offset + i / 64 * 18..][..18];
+            let scale = tensor_utils::f16::from_le_bytes([block[0], block[1]]).to_f32();
+            let code = block[2 + i % 64 / 4] >> (2 * (i % 4)) & 3;
+            assert_eq!((f32::from(code) - 1.0) * scale, w, "{name} {i}");
+        }
+    }
+    let (_, shape, kind, offset) = find("blk.0.attn_q_norm.weight");
+    assert_eq!((shape.as_slice(), *kind), (&[32][..], 0));
+    assert_eq!(bytes[data + offset..][..4], weights.layers[0].q_norm[0].to_le_bytes());
+    assert!(infos.iter().all(|info| info.0 != "output.weight"));
+    // The blocks are the groups again.
+    let ternary = Ternary::of_ternary(&weights.layers[0].gate, 128).unwrap();
+    assert_eq!(ternary.scales.dim(), (384, 1));
+}
+
+#[test]
+fn tokenizers_give_back_every_text() {
+    let text = "To be, or not to be: that is the question.\r\n\n  \u{1F980} na\u{EF}ve 12345\t\0";
+    let corpus = text.repeat(20);
+    let folder = TempDir::new().unwrap();
+    let bpe = Tokenizer::train_bpe([corpus.as_str()].into_iter(), 300).unwrap();
+    assert!((257..=300).contains(&bpe.vocab_size()), "{}", bpe.vocab_size());
+    assert!(bpe.encode(text).unwrap().len() < text.len() / 2);
+    bpe.write(folder.path()).unwrap();
+    let again = Tokenizer::read(folder.path()).unwrap();
+    let bytes = Tokenizer::bytes();
+    for text in [text, "", "unseen \u{4E2D}\u{6587} \u{7F}\u{AD}", "\u{FEFF}x"] {
+        assert_eq!(bpe.decode(&bpe.encode(text).unwrap()), text);
+        assert_eq!(again.encode(text).unwrap(), bpe.encode(text).unwrap());
+        assert_eq!(bytes.decode(&bytes.encode(text).unwrap()), text);
+    }
+    assert_eq!(bytes.encode("A\u{E9}").unwrap(), [65, 0xC3, 0xA9]);
+    let twice = Tokenizer::train_bpe([corpus.as_str()].into_iter(), 300).unwrap();
+    assert_eq!(twice.encode(text).unwrap(), bpe.encode(text).unwrap());
+    assert!(Tokenizer::train_bpe(["a"].into_iter(), 255).is_err());
+    fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+    let error = Tokenizer::read(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("not a tokenizer"), "{error}");
+}
