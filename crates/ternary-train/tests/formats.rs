@@ -200,9 +200,10 @@ fn gguf_holds_every_weight_as_it_is() {
         .collect();
     let data = (bytes.len() - reader.0.len()).next_multiple_of(32);
     let find = |name: &str| infos.iter().find(|info| info.0 == name).unwrap();
-    for (name, matrix) in
-        [("token_embd.weight", &weights.embedding), ("blk.1.ffn_down.weight", &weights.layers[1].down)]
-    {
+    for (name, matrix) in [
+        ("token_embd.weight", &weights.embedding),
+        ("blk.1.ffn_down.weight", &weights.layers[1].down),
+    ] {
         let (_, shape, kind, offset) = find(name);
         let (rows, columns) = matrix.dim();
         assert_eq!((shape.as_slice(), *kind), (&[columns, rows][..], 42));
