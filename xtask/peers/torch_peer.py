@@ -141,12 +141,99 @@ def softmax_topk(inputs, options):
     return run
 
 
+def qwen3_training_step(inputs, options):
+    """A step of training a Qwen3-style model with ternary weights, written as a user of PyTorch
+    would: straight-through projection of each matrix once a step, SDPA, autograd, clipping, fused
+    AdamW."""
+    vocabulary, width, inside = (options[name] for name in ("vocabulary", "width", "inside"))
+    heads, key_heads, size = (options[name] for name in ("heads", "key_heads", "head_size"))
+    sequences, length, eps = (options[name] for name in ("sequences", "length", "eps"))
+    flat, at = inputs["weights"], 0
+
+    def take(*shape):
+        nonlocal at
+        count = 1
+        for axis in shape:
+            count *= axis
+        at += count
+        return torch.nn.Parameter(flat[at - count : at].reshape(shape).clone())
+
+    embedding = take(vocabulary, width)
+    layers = []
+    for _ in range(options["layers"]):
+        q, kv = heads * size, key_heads * size
+        shapes = {"q": (q, width), "k": (kv, width), "v": (kv, width), "o": (width, q)}
+        shapes |= {"gate": (inside, width), "up": (inside, width), "down": (width, inside)}
+        layers.append({name: take(*shape) for name, shape in shapes.items()})
+    matrices = [embedding] + [w for layer in layers for w in layer.values()]
+    norms = []
+    for layer in layers:
+        layer |= {"norm1": take(width), "q_norm": take(size), "k_norm": take(size), "norm2": take(width)}
+        norms += [layer[name] for name in ("norm1", "q_norm", "k_norm", "norm2")]
+    last_norm = take(width)
+    norms.append(last_norm)
+    groups = [
+        {"params": matrices, "weight_decay": options["weight_decay"]},
+        {"params": norms, "weight_decay": 0.0},
+    ]
+    rate, betas = options["learning_rate"], tuple(options["betas"])
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+    frequencies = options["theta"] ** (-torch.arange(0, size, 2).double() / size)
+    angles = torch.outer(torch.arange(length).double(), frequencies)
+    cos = torch.cat([angles.cos()] * 2, -1).float()
+    sin = torch.cat([angles.sin()] * 2, -1).float()
+    batch = inputs["tokens"].long().reshape(sequences, length + 1)
+    tokens, targets = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+
+    def ternary(w):
+        groups = w.detach().view(w.shape[0], -1, 128)
+        scale = groups.abs().mean(-1, keepdim=True).half().float()
+        codes = (groups / scale).round().clamp(-1, 1)
+        return w + ((codes * scale).view_as(w) - w.detach())
+
+    def rotate(x):
+        half = size // 2
+        return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
+
+    def split(x, count):
+        return x.view(sequences, length, count, size)
+
+    def run():
+        optimizer.zero_grad()
+        table = ternary(embedding)
+        x = F.embedding(tokens, table)
+        for layer in layers:
+            h = F.rms_norm(x, (width,), layer["norm1"], eps)
+            q = split(F.linear(h, ternary(layer["q"])), heads)
+            k = split(F.linear(h, ternary(layer["k"])), key_heads)
+            v = split(F.linear(h, ternary(layer["v"])), key_heads)
+            q = rotate(F.rms_norm(q, (size,), layer["q_norm"], eps).transpose(1, 2))
+            k = rotate(F.rms_norm(k, (size,), layer["k_norm"], eps).transpose(1, 2))
+            o = F.scaled_dot_product_attention(
+                q, k, v.transpose(1, 2), is_causal=True, enable_gqa=heads != key_heads
+            )
+            o = o.transpose(1, 2).reshape(sequences, length, heads * size)
+            x = x + F.linear(o, ternary(layer["o"]))
+            h = F.rms_norm(x, (width,), layer["norm2"], eps)
+            gate, up = F.linear(h, ternary(layer["gate"])), F.linear(h, ternary(layer["up"]))
+            x = x + F.linear(F.silu(gate) * up, ternary(layer["down"]))
+        logits = F.linear(F.rms_norm(x, (width,), last_norm, eps), table)
+        loss = F.cross_entropy(logits.view(-1, vocabulary), targets.view(-1))
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(matrices + norms, options["clip"])
+        optimizer.step()
+        return {"loss_and_norm": torch.stack([loss.detach(), norm.detach()])}
+
+    return run
+
+
 OPERATIONS = {
     "sdpa": sdpa,
     "sdpa_backward": sdpa_backward,
     "layer_norm_backward": layer_norm_backward,
     "rms_norm_backward": rms_norm_backward,
     "softmax_topk": softmax_topk,
+    "qwen3_training_step": qwen3_training_step,
 }
 
 

@@ -16,6 +16,7 @@ mod peer;
 mod precision;
 mod report;
 mod softmax_topk;
+mod ternary_train;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -54,10 +55,16 @@ pub(crate) struct Args {
 
 /// Every case, by kernel.
 fn cases() -> Vec<Case> {
-    [attn_flash::cases(), attn_flash_bwd::cases(), layernorm_bwd::cases(), softmax_topk::cases()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        attn_flash::cases(),
+        attn_flash_bwd::cases(),
+        layernorm_bwd::cases(),
+        softmax_topk::cases(),
+        ternary_train::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Every case that is about errors, not time.

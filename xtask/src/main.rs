@@ -3,6 +3,7 @@
 
 mod cases;
 mod compare;
+mod corpus;
 mod faults;
 mod report;
 mod tidy;
@@ -26,6 +27,7 @@ enum Task {
     VerifyAll(verify_all::Args),
     VerifyCases(verify_cases::Args),
     Compare(compare::Args),
+    Corpus(corpus::Args),
     Faults(faults::Args),
     Report(report::Args),
     /// Check the rules of this workspace that the compiler does not know
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Task::VerifyAll(args) => verify_all::run(&args),
         Task::VerifyCases(args) => Ok(verify_cases::run(&args)),
         Task::Compare(args) => compare::run(&args),
+        Task::Corpus(args) => corpus::run(&args),
         Task::Faults(args) => faults::run(&args),
         Task::Report(args) => report::run(&args),
         Task::Tidy => tidy::run(),
