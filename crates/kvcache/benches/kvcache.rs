@@ -14,9 +14,8 @@ const HEADS: (usize, usize, usize) = (32, 8, 128);
 fn filled(storage: Storage, batch: usize, len: usize, shared: bool) -> (Cache, Vec<SeqId>) {
     let (_, key_heads, d) = HEADS;
     let pages = batch * (len + 128).div_ceil(64);
-    let config = Config::new(1, key_heads, d)
-        .stored_as(storage)
-        .with_layout(Layout::Paged { pages });
+    let config =
+        Config::new(1, key_heads, d).stored_as(storage).with_layout(Layout::Paged { pages });
     let mut cache = Cache::new(&config).expect("the configuration is valid");
     let mut seeded = Seeded::new(1);
     let mut seqs = Vec::new();

@@ -1,10 +1,13 @@
 //! The subcommands, one file each.
 
 mod bench;
+mod eval;
 mod export;
 mod folder;
 mod generate;
 mod presets;
+mod train;
+mod verify;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -19,6 +22,9 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Train(Box<train::Args>),
+    Eval(eval::Args),
+    Verify(verify::Args),
     Generate(generate::Generate),
     Export(export::Export),
     Bench(bench::Bench),
@@ -30,6 +36,9 @@ impl Cli {
     /// Runs the subcommand.
     pub(crate) fn run(self) -> Result<()> {
         match self.command {
+            Command::Train(args) => train::run(&args),
+            Command::Eval(args) => eval::run(&args),
+            Command::Verify(args) => verify::run(&args),
             Command::Generate(command) => command.run(),
             Command::Export(command) => command.run(),
             Command::Bench(command) => command.run(),

@@ -25,8 +25,8 @@ pub use weights::{LayerWeights, Named, Weights};
 // Training.
 pub use model::{Layout, Loss, Model, View};
 pub use train::{
-    Corpus, Leak, StepReport, TrainOptions, Trainer, find_leak, load_checkpoint, save_checkpoint,
-    windows_of,
+    Corpus, Leak, NGram, StepReport, TernaryCheck, TrainOptions, Trainer, check_ternary, find_leak,
+    load_checkpoint, save_checkpoint, windows_of, xz_bits_per_byte,
 };
 
 // Reports.

@@ -261,21 +261,38 @@ impl Trainer {
         if windows == 0 {
             return Err(Error::TooShort { tokens: text.len(), length });
         }
-        self.project()?;
-        let ternary = self.is_ternary();
-        let (latent, norms) = self.state.latent.split_at(self.layout.matrices);
-        let weights = View { matrices: if ternary { &self.effective } else { latent }, norms };
-        let mut loss = Loss::default();
-        for first in (0..windows).step_by(sequences) {
+        let batches = windows.div_ceil(sequences);
+        self.evaluate_on(batches, |batch, tokens, targets| {
+            let first = batch * sequences;
             let count = sequences.min(windows - first);
             for row in 0..sequences {
                 // The last batch is filled up with a window that does not count.
                 let start = (first + row.min(count - 1)) * length;
                 let at = row * length..(row + 1) * length;
-                self.tokens[at.clone()].copy_from_slice(&text[start..][..length]);
-                self.targets[at].copy_from_slice(&text[start + 1..][..length]);
+                tokens[at.clone()].copy_from_slice(&text[start..][..length]);
+                targets[at].copy_from_slice(&text[start + 1..][..length]);
             }
-            self.targets[count * length..].fill(IGNORE);
+            targets[count * length..].fill(IGNORE);
+        })
+    }
+
+    /// The loss over `batches` batches that `fill(batch, tokens, targets)` writes, as in
+    /// [`step_on`](Self::step_on).
+    ///
+    /// # Errors
+    /// [`Error::Op`] for a token that the vocabulary does not have.
+    pub fn evaluate_on(
+        &mut self,
+        batches: usize,
+        mut fill: impl FnMut(usize, &mut [u32], &mut [u32]),
+    ) -> Result<Loss, Error> {
+        self.project()?;
+        let ternary = self.is_ternary();
+        let (latent, norms) = self.state.latent.split_at(self.layout.matrices);
+        let weights = View { matrices: if ternary { &self.effective } else { latent }, norms };
+        let mut loss = Loss::default();
+        for batch in 0..batches {
+            fill(batch, &mut self.tokens, &mut self.targets);
             loss = loss.and(self.model.loss(weights, &self.tokens, &self.targets)?);
         }
         Ok(loss)

@@ -1,0 +1,239 @@
+//! `train`: trains a model, with a progress bar, checkpoints and a report.
+
+mod bar;
+mod run;
+mod texts;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use ternary_train::formats::read_folder;
+use ternary_train::{
+    Config, Preset, Projection, Rule, TrainOptions, Trainer, Weights, load_checkpoint,
+};
+
+use run::{Progress, Run};
+pub(super) use texts::Texts;
+
+/// Train a model.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Texts to train on, UTF-8. Default: the documentation of this workspace
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    text: Vec<PathBuf>,
+    /// Other texts to measure with. Default: the end of the training texts, held out
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    val: Vec<PathBuf>,
+    /// Fraction of the texts that is held out if there is no --val
+    #[arg(long, default_value_t = 0.1)]
+    val_fraction: f64,
+    /// Refuse a validation text that shares windows of this many bytes with the training text; 0: do
+    /// not look
+    #[arg(long, value_name = "BYTES", default_value_t = 100)]
+    guard: usize,
+    /// Where checkpoint, model and report go
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Go on from the checkpoint in --out, with its texts and options
+    #[arg(long)]
+    resume: bool,
+    /// nano, small or path-b
+    #[arg(long, default_value = "nano")]
+    preset: Preset,
+    /// Train the float twin: same seed, same order of the data
+    #[arg(long)]
+    float: bool,
+    /// Start from the weights of this folder instead of random ones
+    #[arg(long, value_name = "DIR")]
+    init: Option<PathBuf>,
+    /// Tokens of a byte-level BPE learnt from the training text; 0: bytes
+    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
+    bpe: usize,
+    /// Give the head weights of its own instead of the embedding's
+    #[arg(long)]
+    untied: bool,
+    /// Base of the rotary frequencies. Default: 50 nano, whose windows are short; 10000 others
+    #[arg(long)]
+    rope_theta: Option<f64>,
+    /// Scale rule: absmean, twn or optimal
+    #[arg(long, default_value = "absmean")]
+    rule: Rule,
+    /// Weights that share a scale: a multiple of 32 up to 256
+    #[arg(long, default_value_t = 128)]
+    group: usize,
+    /// Steps. Default: 2000 nano, 3000 small, 1000 path-b
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Sequences of a batch. Default: 12 nano, 32 small, 16 path-b
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Tokens of a sequence. Default: 64 nano, 128 others
+    #[arg(long)]
+    context: Option<usize>,
+    /// Batches of one update
+    #[arg(long, default_value_t = 1)]
+    accumulate: usize,
+    /// Highest learning rate. Default: 2.5e-3 nano, 2e-3 small, 1.5e-3 path-b; 2e-3 float
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Steps in which the learning rate rises
+    #[arg(long)]
+    warmup: Option<usize>,
+    /// Fraction of the steps in which it falls at the end
+    #[arg(long)]
+    decay: Option<f64>,
+    /// What it falls to, as a fraction
+    #[arg(long)]
+    final_rate: Option<f64>,
+    /// Weight decay of the matrices
+    #[arg(long)]
+    weight_decay: Option<f64>,
+    /// Fraction of the steps after which there is none
+    #[arg(long)]
+    weight_decay_until: Option<f64>,
+    /// AdamW's second beta
+    #[arg(long)]
+    beta2: Option<f64>,
+    /// Largest norm of the gradients
+    #[arg(long)]
+    clip: Option<f64>,
+    /// Steps at the start that are trained as float
+    #[arg(long, default_value_t = 0)]
+    float_steps: usize,
+    /// Keep embedding and head float, to measure what they cost
+    #[arg(long)]
+    float_embedding: bool,
+    /// Round the inputs of linear layers to 8 bits
+    #[arg(long)]
+    eight_bit: bool,
+    /// Seed of the weights and of the order of the data
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Steps between validations
+    #[arg(long, default_value_t = 250)]
+    eval_every: usize,
+    /// Windows of a validation on the way; the last one takes five times as many
+    #[arg(long, default_value_t = 300)]
+    eval_windows: usize,
+    /// Steps between checkpoints
+    #[arg(long, default_value_t = 250)]
+    checkpoint_every: usize,
+    /// Threads. Default: all
+    #[arg(long)]
+    threads: Option<usize>,
+    /// No progress bar
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// What a checkpoint says about the run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Note {
+    pub(super) command: String,
+    pub(super) preset: Option<String>,
+    pub(super) texts: Texts,
+    pub(super) eval_every: usize,
+    pub(super) eval_windows: usize,
+    pub(super) checkpoint_every: usize,
+    pub(super) progress: Progress,
+}
+
+/// Runs the subcommand.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(threads) = args.threads {
+        ensure!(threads > 0, "--threads is 0, expected at least 1");
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
+    std::fs::create_dir_all(&args.out).with_context(|| format!("--out {}", args.out.display()))?;
+    tempfile::tempfile_in(&args.out)
+        .with_context(|| format!("--out {} cannot be written", args.out.display()))?;
+    let checkpoint = args.out.join("checkpoint.safetensors");
+    if args.resume {
+        let (trainer, note) = load_checkpoint(&checkpoint)?;
+        let note: Note =
+            serde_json::from_str(&note).context("the checkpoint is of another kind")?;
+        let data = note.texts.load(Some(&args.out))?;
+        return Run { out: &args.out, quiet: args.quiet, note, data, trainer }.run();
+    }
+    let texts = Texts::new(&args.text, &args.val, args.val_fraction, args.guard, args.bpe)?;
+    let data = texts.load(None)?;
+    let options = args.options();
+    let mut config = args.preset.config(data.tokenizer.vocab_size());
+    let weights = match &args.init {
+        Some(folder) => {
+            let (own, weights) = read_folder(folder)?;
+            config = Config { ternary: None, ..own };
+            ensure!(
+                config.vocab_size >= data.tokenizer.vocab_size(),
+                "--init has a vocabulary of {}, the tokenizer one of {}",
+                config.vocab_size,
+                data.tokenizer.vocab_size(),
+            );
+            Some(weights)
+        }
+        None => None,
+    };
+    if args.untied {
+        ensure!(args.init.is_none(), "--untied and --init contradict each other");
+        config.tie_word_embeddings = false;
+    }
+    if args.init.is_some() {
+        ensure!(args.rope_theta.is_none(), "--rope-theta and --init contradict each other");
+    } else {
+        let short = args.preset == Preset::Nano;
+        config.rope_theta = args.rope_theta.unwrap_or(if short { 50.0 } else { 1e4 });
+    }
+    if !args.float {
+        let projection = Projection { rule: args.rule, group: args.group };
+        projection.check()?;
+        config.ternary = Some(projection);
+    }
+    let weights = match weights {
+        Some(weights) => weights,
+        None => Weights::random(&config, args.seed)?,
+    };
+    let trainer = Trainer::new(&config, &options, &weights)?;
+    let note = Note {
+        command: std::env::args().collect::<Vec<_>>().join(" "),
+        preset: args.init.is_none().then(|| args.preset.name().to_owned()),
+        texts,
+        eval_every: args.eval_every.max(1),
+        eval_windows: args.eval_windows.max(1),
+        checkpoint_every: args.checkpoint_every.max(1),
+        progress: Progress::default(),
+    };
+    data.tokenizer.write(&args.out)?;
+    Run { out: &args.out, quiet: args.quiet, note, data, trainer }.run()
+}
+
+impl Args {
+    /// The recipe of the preset, with what was asked for.
+    fn options(&self) -> TrainOptions {
+        let (steps, batch, context, lr) = match self.preset {
+            Preset::Nano => (2000, 12, 64, 2.5e-3),
+            Preset::Small => (3000, 32, 128, 2e-3),
+            Preset::PathB => (1000, 16, 128, 1.5e-3),
+        };
+        let default = TrainOptions::default();
+        TrainOptions {
+            steps: self.steps.unwrap_or(steps),
+            sequences: self.batch.unwrap_or(batch),
+            length: self.context.unwrap_or(context),
+            accumulate: self.accumulate,
+            learning_rate: self.lr.unwrap_or(if self.float { 2e-3 } else { lr }),
+            warmup: self.warmup.unwrap_or(default.warmup),
+            decay: self.decay.unwrap_or(default.decay),
+            final_rate: self.final_rate.unwrap_or(default.final_rate),
+            weight_decay: self.weight_decay.unwrap_or(default.weight_decay),
+            weight_decay_until: self.weight_decay_until.unwrap_or(default.weight_decay_until),
+            beta2: self.beta2.unwrap_or(default.beta2),
+            clip: self.clip.unwrap_or(default.clip),
+            float_steps: self.float_steps,
+            float_embedding: self.float_embedding,
+            eight_bit_activations: self.eight_bit,
+            seed: self.seed,
+            ..default
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The texts of a run: read, checked for shared passages, cut into tokens.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use ternary_train::{Corpus, Leakage, Tokenizer, find_leak};
+
+/// Which texts, and how they are read.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(in crate::cli) struct Texts {
+    text: Vec<PathBuf>,
+    val: Vec<PathBuf>,
+    val_fraction: f64,
+    guard: usize,
+    /// Tokens of a BPE; 0: bytes.
+    bpe: usize,
+    /// Of both texts, so that a resumed training sees the same.
+    crc32: Option<u32>,
+}
+
+/// Texts in tokens.
+pub(in crate::cli) struct Data {
+    pub(in crate::cli) tokenizer: Tokenizer,
+    pub(in crate::cli) train: Vec<u32>,
+    pub(in crate::cli) validation: Vec<u32>,
+    pub(in crate::cli) leakage: Leakage,
+}
+
+impl Texts {
+    /// Texts to train on and to measure with; without any, the documentation of this workspace.
+    pub(in crate::cli) fn new(
+        text: &[PathBuf],
+        val: &[PathBuf],
+        val_fraction: f64,
+        guard: usize,
+        bpe: usize,
+    ) -> Result<Self> {
+        let text = if text.is_empty() {
+            ensure!(val.is_empty(), "--val without --text");
+            own_prose()?
+        } else {
+            text.to_vec()
+        };
+        let mut texts = Self { text, val: val.to_vec(), val_fraction, guard, bpe, crc32: None };
+        texts.crc32 = Some(checksum(&texts.corpus()?));
+        Ok(texts)
+    }
+
+    fn corpus(&self) -> Result<Corpus> {
+        Ok(if self.val.is_empty() {
+            Corpus::by_position(&self.text, self.val_fraction)?
+        } else {
+            Corpus::by_work(&self.text, &self.val)?
+        })
+    }
+
+    /// Reads them; with the tokenizer of a folder, or one that is made now.
+    pub(in crate::cli) fn load(&self, tokenizer: Option<&Path>) -> Result<Data> {
+        let corpus = self.corpus()?;
+        if self.crc32.is_some_and(|sum| sum != checksum(&corpus)) {
+            bail!("the texts have changed since the checkpoint was written");
+        }
+        let leak = find_leak(&corpus.train, &corpus.validation, self.guard);
+        let windows = (corpus.validation.len() + 1).saturating_sub(self.guard);
+        if let Some(leak) = &leak {
+            bail!(
+                "the validation text shares {} of its {} windows of {} bytes with the training \
+                 text, such as {:?}: measure with another text, cut it elsewhere, or set --guard",
+                leak.shared,
+                leak.windows,
+                self.guard,
+                leak.longest.chars().take(160).collect::<String>(),
+            );
+        }
+        let tokenizer = match tokenizer {
+            Some(folder) => Tokenizer::read(folder)?,
+            None if self.bpe == 0 => Tokenizer::bytes(),
+            None => Tokenizer::train_bpe(std::iter::once(&*corpus.train), self.bpe)?,
+        };
+        let train = tokenizer.encode(&corpus.train)?;
+        let validation = tokenizer.encode(&corpus.validation)?;
+        let leakage = Leakage { length: self.guard, shared: 0, windows };
+        Ok(Data { tokenizer, train, validation, leakage })
+    }
+}
+
+fn checksum(corpus: &Corpus) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(corpus.train.as_bytes());
+    sum.update(&[0]);
+    sum.update(corpus.validation.as_bytes());
+    sum.finalize()
+}
+
+/// All pages of documentation of the workspace that this was built in, by name.
+fn own_prose() -> Result<Vec<PathBuf>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = root.canonicalize().context("the workspace is not here any more: give --text")?;
+    let mut pages = Vec::new();
+    let mut folders = vec![root];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if path.is_dir() && !name.starts_with('.') && name != "target" && name != "fixtures" {
+                folders.push(path);
+            } else if name.ends_with(".md") {
+                pages.push(path);
+            }
+        }
+    }
+    pages.sort();
+    Ok(pages)
+}
