@@ -53,7 +53,7 @@ pub(crate) struct Args {
     /// Give the head weights of its own instead of the embedding's
     #[arg(long)]
     untied: bool,
-    /// Base of the rotary frequencies. Default: 50 nano, whose windows are short; 10000 others
+    /// Base of the rotary frequencies. Default: 10000
     #[arg(long)]
     rope_theta: Option<f64>,
     /// Scale rule: absmean, twn or optimal
@@ -74,7 +74,7 @@ pub(crate) struct Args {
     /// Batches of one update
     #[arg(long, default_value_t = 1)]
     accumulate: usize,
-    /// Highest learning rate. Default: 2.5e-3 nano, 2e-3 small, 1.5e-3 path-b; 2e-3 float
+    /// Highest learning rate. Default: 3e-3 nano, 2e-3 small, 1.5e-3 path-b; 2e-3 float
     #[arg(long)]
     lr: Option<f64>,
     /// Steps in which the learning rate rises
@@ -180,9 +180,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if args.init.is_some() {
         ensure!(args.rope_theta.is_none(), "--rope-theta and --init contradict each other");
-    } else {
-        let short = args.preset == Preset::Nano;
-        config.rope_theta = args.rope_theta.unwrap_or(if short { 50.0 } else { 1e4 });
+    } else if let Some(theta) = args.rope_theta {
+        config.rope_theta = theta;
     }
     if !args.float {
         let projection = Projection { rule: args.rule, group: args.group };
@@ -211,7 +210,7 @@ impl Args {
     /// The recipe of the preset, with what was asked for.
     fn options(&self) -> TrainOptions {
         let (steps, batch, context, lr) = match self.preset {
-            Preset::Nano => (2000, 12, 64, 2.5e-3),
+            Preset::Nano => (2000, 12, 64, 3e-3),
             Preset::Small => (3000, 32, 128, 2e-3),
             Preset::PathB => (1000, 16, 128, 1.5e-3),
         };
