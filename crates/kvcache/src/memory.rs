@@ -1,9 +1,11 @@
-//! What a cache costs in bytes, before there is one.
+//! What a cache costs, before there is one: bytes by model, length and storage, the longest context of
+//! a device, and what decoding without a cache would cost. Everything here is arithmetic
+//! (docs/derivation.md, section 5); the example `memory` prints the tables.
 
 use crate::store::{Form, Side};
-use crate::{Config, Error};
+use crate::{Config, Error, Storage};
 
-/// Bytes of a page of one layer, its scales included: keys and values.
+/// Bytes of a page of one layer, its scales included: of keys and of values.
 ///
 /// # Errors
 /// [`Error::Option`] for a configuration that no cache can have.
@@ -19,4 +21,188 @@ pub fn page_bytes(config: &Config) -> Result<[usize; 2], Error> {
     let keys = form(Side::Keys, config.keys, config.head_size);
     let values = form(Side::Values, config.values, config.value_size);
     Ok([keys.page_bytes(), values.page_bytes()])
+}
+
+/// Bytes of the pages of `rows` rows in all layers. The rows that quantised storage keeps in full
+/// precision besides are [`residual_bytes`].
+///
+/// # Errors
+/// As [`page_bytes`].
+pub fn cache_bytes(config: &Config, rows: usize) -> Result<usize, Error> {
+    let [keys, values] = page_bytes(config)?;
+    Ok(config.layers * rows.div_ceil(config.page_size) * (keys + values))
+}
+
+/// Most bytes in full precision that a sequence holds besides its pages, with quantised storage, while
+/// it is decoded token by token: the pages that end within `residual` rows of the end, and the one
+/// that is being filled.
+///
+/// # Errors
+/// As [`page_bytes`].
+pub fn residual_bytes(config: &Config) -> Result<usize, Error> {
+    config.check()?;
+    let pages = (config.residual + config.page_size).div_ceil(config.page_size) + 1;
+    let side = |storage: Storage, columns| if storage.is_quantised() { columns } else { 0 };
+    let row = side(config.keys, config.head_size) + side(config.values, config.value_size);
+    Ok(4 * config.layers * config.key_heads * pages * config.page_size * row)
+}
+
+/// The part of a page that is scales and minima, as a fraction of the codes.
+///
+/// # Errors
+/// As [`page_bytes`].
+pub fn scale_overhead(config: &Config) -> Result<f64, Error> {
+    let [keys, values] = page_bytes(config)?;
+    let bits = config.keys.bits() * config.head_size + config.values.bits() * config.value_size;
+    let payload = config.key_heads * config.page_size * bits / 8;
+    Ok((keys + values) as f64 / payload as f64 - 1.0)
+}
+
+/// What a model keeps for each token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Model {
+    /// Its name.
+    pub name: &'static str,
+    /// Layers.
+    pub layers: usize,
+    /// Query heads.
+    pub query_heads: usize,
+    /// Key/value heads; with [`latent`](Self::latent), 1.
+    pub key_heads: usize,
+    /// Head size.
+    pub head_size: usize,
+    /// Multi-head latent attention: numbers kept per token and layer in place of keys and values.
+    pub latent: Option<usize>,
+    /// Positions that a sliding window keeps.
+    pub window: Option<usize>,
+    /// Weights.
+    pub parameters: u64,
+}
+
+impl Model {
+    /// Models with published sizes.
+    pub const KNOWN: [Self; 9] = [
+        Self::new("Llama-2-7B", 32, 32, 32, 128, 6_738_415_616),
+        Self::new("Llama-2-13B", 40, 40, 40, 128, 13_015_864_320),
+        Self::new("Llama-2-70B", 80, 64, 8, 128, 68_976_648_192),
+        Self::new("Llama-3-8B", 32, 32, 8, 128, 8_030_261_248),
+        Self::new("Llama-3-70B", 80, 64, 8, 128, 70_553_706_496),
+        Self::new("Qwen3-0.6B", 28, 16, 8, 128, 596_049_920),
+        Self::new("Qwen3-8B", 36, 32, 8, 128, 8_190_735_360),
+        Self { window: Some(4096), ..Self::new("Mistral-7B v0.1", 32, 32, 8, 128, 7_241_732_096) },
+        Self {
+            latent: Some(576),
+            ..Self::new("DeepSeek-V3 (MLA)", 61, 128, 1, 576, 671_026_419_200)
+        },
+    ];
+
+    const fn new(
+        name: &'static str,
+        layers: usize,
+        query_heads: usize,
+        key_heads: usize,
+        head_size: usize,
+        parameters: u64,
+    ) -> Self {
+        let (latent, window) = (None, None);
+        Self { name, layers, query_heads, key_heads, head_size, latent, window, parameters }
+    }
+
+    /// Numbers kept per token, all layers.
+    pub fn numbers_per_token(&self) -> usize {
+        let per_layer = self.latent.unwrap_or(2 * self.key_heads * self.head_size);
+        self.layers * per_layer
+    }
+
+    /// Bytes per token, scales apart: exact for float storage.
+    pub fn bytes_per_token(&self, storage: Storage) -> usize {
+        self.numbers_per_token() * storage.bits() / 8
+    }
+
+    /// Bytes of `batch` sequences of `len` tokens, scales apart; a window caps the length.
+    pub fn bytes(&self, batch: usize, len: usize, storage: Storage) -> usize {
+        let kept = self.window.map_or(len, |window| window.min(len));
+        batch * kept * self.bytes_per_token(storage)
+    }
+
+    /// The longest context of one sequence on a device of `memory` bytes whose weights take
+    /// `weight_bits` bits each, with nothing else on it; `None` without a bound (a window that fits)
+    /// and 0 if the weights do not fit.
+    pub fn longest_context(&self, memory: u64, weight_bits: u64, storage: Storage) -> Option<u64> {
+        let weights = self.parameters * weight_bits / 8;
+        let tokens = memory.saturating_sub(weights) / self.bytes_per_token(storage) as u64;
+        match self.window {
+            Some(window) if tokens >= window as u64 => None,
+            _ => Some(tokens),
+        }
+    }
+}
+
+/// Tokens that pass through the layers when `new` tokens are generated after a prompt: with a cache
+/// each once, without one the whole sequence for every new token.
+pub fn tokens_processed(prompt: u64, new: u64) -> (u64, u64) {
+    let cached = prompt + new.saturating_sub(1);
+    let uncached = new * prompt + new * new.saturating_sub(1) / 2;
+    (cached, uncached)
+}
+
+/// Operations per byte of the cache that attention reads, `queries` positions at once: each number is
+/// used by every query head of its group, with a multiplication and an addition.
+pub fn intensity(model: &Model, queries: usize, storage: Storage) -> f64 {
+    let group = model.query_heads / model.key_heads;
+    (2 * group * queries) as f64 * 8.0 / storage.bits() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn published_figures() {
+        let per_token = |name: &str| {
+            let model = Model::KNOWN.into_iter().find(|model| model.name == name);
+            model.map(|model| model.bytes_per_token(Storage::F16))
+        };
+        for (name, bytes) in [
+            ("Llama-2-7B", 524_288),
+            ("Llama-3-8B", 131_072),
+            ("Llama-3-70B", 327_680),
+            ("Mistral-7B v0.1", 131_072),
+            ("DeepSeek-V3 (MLA)", 70_272),
+        ] {
+            assert_eq!(per_token(name), Some(bytes), "{name}");
+        }
+        let mistral = Model::KNOWN[7];
+        assert_eq!(mistral.bytes(1, 100_000, Storage::F16), 512 << 20);
+        assert_eq!(mistral.longest_context(80_000_000_000, 16, Storage::F16), None);
+    }
+
+    /// 80 GB less 13.5 GB of weights, in 512 KiB steps: 127 thousand; with 80 GB counted as 10^9 and 3 GB
+    /// set aside for activations, 121 thousand.
+    #[test]
+    fn context_of_7b_on_80_gb() {
+        let model = Model::KNOWN[0];
+        let all = model.longest_context(80_000_000_000, 16, Storage::F16);
+        assert_eq!(all, Some(126_883));
+        let less = model.longest_context(77_000_000_000, 16, Storage::F16);
+        assert_eq!(less, Some(121_161));
+    }
+
+    #[test]
+    fn with_and_without_a_cache() {
+        let (cached, uncached) = tokens_processed(1024, 100);
+        assert_eq!((cached, uncached), (1123, 107_350));
+        assert_eq!(tokens_processed(5, 0), (4, 0));
+    }
+
+    #[test]
+    fn scales_cost_less_than_a_tenth() {
+        for storage in [Storage::Int8, Storage::Int4] {
+            let config = Config { page_size: 128, ..Config::new(1, 8, 128) }.stored_as(storage);
+            let overhead = scale_overhead(&config).unwrap_or(1.0);
+            assert!(overhead < 0.1, "{storage:?}: {overhead}");
+        }
+        let config = Config::new(1, 8, 128).stored_as(Storage::Int8);
+        assert!(scale_overhead(&config).is_ok_and(|overhead| overhead < 0.05));
+    }
 }

@@ -3,9 +3,13 @@
 //! For scores `i` is the channel, a lane is a key and the factors are the query; for the output `i` is
 //! the key, a lane is a channel and the factors are the weights. Each sum is one chain in the order of
 //! `i`, so it has the same bits in any company and from any page.
+//!
+//! Vectors are handled in plain loops: a closure given to the standard library, such as that of
+//! `array::from_fn`, would be compiled for the target's baseline.
 
 use std::array;
 
+use tensor_utils::prefetch;
 use tensor_utils::simd::{
     Bytes, Select, Simd, SimdBase, SimdFloat, SimdFrom, SimdInt, SimdIntWiden,
 };
@@ -135,14 +139,13 @@ fn widen_bf16<S: Simd>(_: S, upper: S::u32s) -> S::f32s {
 /// exponents' biases, which subnormal numbers need too.
 #[inline(always)]
 fn widen_f16<S: Simd>(simd: S, upper: S::u32s) -> S::f32s {
-    let splat = |bits: u32| S::u32s::simd_from(simd, bits);
-    let sign = upper & splat(0x8000_0000);
-    let magnitude = (upper & splat(0x7fff_0000)) >> 3;
+    let sign = upper & S::u32s::simd_from(simd, 0x8000_0000);
+    let magnitude = (upper & S::u32s::simd_from(simd, 0x7fff_0000)) >> 3;
     let scaled: S::f32s = magnitude.bitcast();
     let scaled = scaled * S::f32s::simd_from(simd, f32::from_bits(0x7780_0000));
     // Infinity and NaN keep the largest exponent.
-    let special = magnitude.simd_ge(splat(0x0f80_0000));
-    let special_bits: S::f32s = (magnitude | splat(0x7f80_0000)).bitcast();
+    let special = magnitude.simd_ge(S::u32s::simd_from(simd, 0x0f80_0000));
+    let special_bits: S::f32s = (magnitude | S::u32s::simd_from(simd, 0x7f80_0000)).bitcast();
     let value = special.select(special_bits, scaled);
     (value.bitcast::<S::u32s>() | sign).bitcast()
 }
@@ -155,6 +158,46 @@ pub(crate) struct Lanes<'a, W> {
     pub(crate) starts: &'a [usize],
     /// Lanes of a record.
     pub(crate) stride: usize,
+    /// What the next product will read.
+    pub(crate) ahead: Ahead<'a>,
+}
+
+/// Memory to be fetched while a product is computed, so that the next one need not wait: the hardware
+/// does not guess the way from record to record.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ahead<'a> {
+    Nothing,
+    F32(&'a [f32]),
+    Words(&'a [u16]),
+}
+
+impl Ahead<'_> {
+    /// Cache lines.
+    #[inline(always)]
+    fn lines(self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::F32(slice) => slice.len().div_ceil(16),
+            Self::Words(slice) => slice.len().div_ceil(32),
+        }
+    }
+
+    /// Fetches lines `from..to`.
+    #[inline(always)]
+    fn fetch(self, from: usize, to: usize) {
+        match self {
+            Self::Nothing => {}
+            Self::F32(slice) => (from..to).for_each(|line| prefetch(slice, line * 16)),
+            Self::Words(slice) => (from..to).for_each(|line| prefetch(slice, line * 32)),
+        }
+    }
+}
+
+/// Which lines a step of a product fetches: `share` of them at each of its steps.
+#[inline(always)]
+fn shares(lines: usize, (part, parts): (usize, usize), steps: usize) -> (usize, usize) {
+    let (from, to) = (lines * part / parts, lines * (part + 1) / parts);
+    (from, (to - from).div_ceil(steps.max(1)))
 }
 
 /// What becomes of the sums.
@@ -267,10 +310,17 @@ fn tile<S: Simd, N: Numbers, const ROWS: usize, const V: usize>(
                 i += 1;
             }
             let pairs = (end - i) / 2;
+            let ahead = if row == 0 { x.ahead } else { Ahead::Nothing };
+            let part = (vector / V, x.starts.len().div_ceil(V));
+            let (mut line, share) = shares(ahead.lines(), part, pairs);
             let paired: [&[[f32; 2]]; ROWS] = factors.map(|f| &f.as_chunks::<2>().0[..pairs]);
             for p in 0..pairs {
-                let x: [[S::f32s; 2]; V] =
-                    array::from_fn(|v| N::pair(simd, words, starts[v], stride, i / 2 + p));
+                ahead.fetch(line, line + share);
+                line += share;
+                let mut x = [[S::f32s::simd_from(simd, 0.0); 2]; V];
+                for v in 0..V {
+                    x[v] = N::pair(simd, words, starts[v], stride, i / 2 + p);
+                }
                 for half in 0..2 {
                     for r in 0..ROWS {
                         let f = S::f32s::simd_from(simd, paired[r][p][half]);
@@ -438,23 +488,29 @@ fn code_tile<S: Simd, const FIELDS: usize, const ROWS: usize, const V: usize>(
                 &factors[r * factor_stride..][..blocks * FIELDS].as_chunks::<FIELDS>().0[..blocks]
             });
             let mask = S::u16s::simd_from(simd, u16::MAX >> (16 - 16 / FIELDS as u32));
-            for block in 0..blocks {
-                let words: [S::u16s; V] = array::from_fn(|v| {
-                    let at = starts[v] + 2 * (first + block) * x.stride;
-                    S::u16s::from_slice(simd, &x.words[at..at + 2 * lanes::<S>()])
-                });
-                for field in 0..FIELDS {
-                    let codes: [S::i16s; V] = array::from_fn(|v| {
-                        let shifted = words[v] >> (field as u32 * (16 / FIELDS as u32));
-                        // The last field has nothing above it.
-                        let codes = if field + 1 == FIELDS { shifted } else { shifted & mask };
-                        codes.bitcast()
-                    });
+            let ahead = if row == 0 { x.ahead } else { Ahead::Nothing };
+            let part = (vector / V, x.starts.len().div_ceil(V));
+            let (mut line, share) = shares(ahead.lines(), part, blocks);
+            // Field by field: one addition to a sum in each step, which the compiler then fuses with
+            // its dot product. The words are in the first-level cache after the first field.
+            for field in 0..FIELDS {
+                let shift = field as u32 * (16 / FIELDS as u32);
+                for block in 0..blocks {
+                    if field == 0 {
+                        ahead.fetch(line, line + share);
+                        line += share;
+                    }
+                    let mut codes = [mask; V];
+                    for v in 0..V {
+                        let at = starts[v] + 2 * (first + block) * x.stride;
+                        let words = &x.words[at..at + 2 * lanes::<S>()];
+                        codes[v] = (S::u16s::from_slice(simd, words) >> shift) & mask;
+                    }
                     for r in 0..ROWS {
                         let f = S::i32s::simd_from(simd, factors[r][block][field]);
                         let f: S::i16s = f.bitcast();
                         for v in 0..V {
-                            sums[r][v] = sums[r][v] + pair_dot::<S>(codes[v], f);
+                            sums[r][v] = sums[r][v] + pair_dot::<S>(codes[v].bitcast(), f);
                         }
                     }
                 }

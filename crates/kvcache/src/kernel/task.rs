@@ -5,7 +5,7 @@ use std::ops::Range;
 use tensor_utils::simd::{Bytes, Simd, SimdBase, SimdCvtTruncate, SimdFloat, SimdFrom, SimdNarrow};
 
 use super::product::{
-    Bf16, F16, F32, Into, Lanes, Numbers, Rows, Scaled, affine, code_product, lanes, product,
+    Ahead, Bf16, F16, F32, Into, Lanes, Numbers, Rows, Scaled, affine, code_product, lanes, product,
 };
 use super::softmax::{cap_scores, rescale, weigh};
 use crate::cache::Cache;
@@ -142,9 +142,9 @@ pub(crate) fn run<S: Simd>(
 }
 
 /// A task in the middle.
-struct State<'a, S> {
+struct State<'a, 'c, S> {
     simd: S,
-    cx: &'a Context<'a>,
+    cx: &'a Context<'c>,
     task: &'a Task,
     queries: &'a [f32],
     /// Stride of queries.
@@ -157,7 +157,7 @@ struct State<'a, S> {
     m: &'a mut [f32],
 }
 
-impl<S: Simd> State<'_, S> {
+impl<'c, S: Simd> State<'_, 'c, S> {
     fn units(&self) -> &[Unit] {
         &self.cx.units[self.task.units.clone()]
     }
@@ -374,7 +374,8 @@ impl<S: Simd> State<'_, S> {
         stride: usize,
     ) {
         let form = self.cx.cache.keys;
-        let x = Lanes { words, starts: &self.scratch.starts, stride: form.rows };
+        let ahead = self.values_ahead();
+        let x = Lanes { words, starts: &self.scratch.starts, stride: form.rows, ahead };
         let queries = &self.queries[rows.start * self.depth..];
         let numbers = &mut scores[rows.start * stride..];
         let mut to = Rows { numbers, stride, columns: &self.scratch.columns };
@@ -420,7 +421,9 @@ impl<S: Simd> State<'_, S> {
         scratch.starts.clear();
         scratch.columns.clear();
         Self::key_vectors(scratch, fragment, |row| record + 2 * row);
-        let x = Lanes { words, starts: &scratch.starts, stride: form.rows };
+        let ahead = self.values_ahead();
+        let scratch = &mut *self.scratch;
+        let x = Lanes { words, starts: &scratch.starts, stride: form.rows, ahead };
         let numbers = &mut scores[rows.start * stride..];
         let mut to = Rows { numbers, stride, columns: &scratch.columns };
         let blocks = (0, form.columns.div_ceil(2 * FIELDS));
@@ -463,6 +466,32 @@ impl<S: Simd> State<'_, S> {
         }
     }
 
+    /// The values of the block whose scores are computed. Only where a page is a block; other page
+    /// sizes are left to the hardware.
+    fn values_ahead(&self) -> Ahead<'c> {
+        let page = self.scratch.fragments.first().map_or(NO_PAGE, |fragment| fragment.page);
+        let cache = self.cx.cache;
+        let form = cache.values;
+        if form.rows == BLOCK {
+            ahead(&cache.layers[self.cx.layer].values, form, page, self.task.head)
+        } else {
+            Ahead::Nothing
+        }
+    }
+
+    /// The keys of the block after that of `fragment`, if it is in the same chunk.
+    fn keys_ahead(&self, fragment: &Fragment) -> Ahead<'c> {
+        let cache = self.cx.cache;
+        let form = cache.keys;
+        let next = fragment.index + 1;
+        if form.rows != BLOCK || (next * BLOCK).is_multiple_of(CHUNK) {
+            return Ahead::Nothing;
+        }
+        let pages = &cache.slots[self.entry().slot].sequence.pages;
+        let page = pages.get(next).copied().unwrap_or(NO_PAGE);
+        ahead(&cache.layers[self.cx.layer].keys, form, page, self.task.head)
+    }
+
     /// Where the vectors of a row of values begin and go.
     fn channel_vectors(&mut self, start: impl Fn(usize) -> usize) {
         let scratch = &mut *self.scratch;
@@ -484,7 +513,8 @@ impl<S: Simd> State<'_, S> {
         self.channel_vectors(|channel| N::start(record, channel));
         let form = self.cx.cache.values;
         let rows = units.start * self.cx.group..units.end * self.cx.group;
-        let x = Lanes { words, starts: &self.scratch.starts, stride: form.columns };
+        let ahead = self.keys_ahead(fragment);
+        let x = Lanes { words, starts: &self.scratch.starts, stride: form.columns, ahead };
         let weights = &self.scratch.scores[rows.start * SCORES + fragment.key..];
         let numbers = &mut self.o[rows.start * self.e..];
         let mut to = Rows { numbers, stride: self.e, columns: &self.scratch.columns };
@@ -527,7 +557,9 @@ impl<S: Simd> State<'_, S> {
             let meaning = whole(self.simd, aligned, scales, minima, 32767.0, products, factors);
             scratch.meaning.push(meaning);
         }
-        let x = Lanes { words, starts: &scratch.starts, stride: form.columns };
+        let ahead = self.keys_ahead(fragment);
+        let scratch = &mut *self.scratch;
+        let x = Lanes { words, starts: &scratch.starts, stride: form.columns, ahead };
         let numbers = &mut self.o[rows.start * self.e..];
         let mut to = Rows { numbers, stride: self.e, columns: &scratch.columns };
         let (blocks, half) = ((first, blocks), padded / 2);
@@ -634,6 +666,18 @@ fn seen_keys(windows: [Option<Window>; 2], position: usize, block: usize) -> See
     })
 }
 
+/// The record of a head of a page, if there is one.
+fn ahead(slab: &Slab, form: Form, page: u32, head: usize) -> Ahead<'_> {
+    if page == NO_PAGE {
+        return Ahead::Nothing;
+    }
+    let start = Slab::start(form, page, head);
+    match slab {
+        Slab::F32(words) => Ahead::F32(&words[start..start + form.record()]),
+        Slab::Words(words) => Ahead::Words(&words[start..start + form.record()]),
+    }
+}
+
 /// Scales and minima of some groups, `lead` zeros before and zeros up to `padded` after.
 fn load_affine(
     form: Form,
@@ -675,29 +719,24 @@ fn whole<S: Simd>(
         #[inline(always)]
         || {
             let n = lanes::<S>();
-            let load = |from: &[f32], at: usize| S::f32s::from_slice(simd, &from[at..at + n]);
             let zero = S::f32s::simd_from(simd, 0.0);
             let (mut largest, mut offset) = (zero, zero);
             for at in (0..x.len()).step_by(n) {
-                let value = load(x, at);
-                let scaled = value * load(scales, at);
+                let value = load(simd, x, at);
+                let scaled = value * load(simd, scales, at);
                 scaled.store_slice(&mut products[at..at + n]);
                 largest = largest.max(scaled.max(zero - scaled));
-                offset = value.mul_add(load(minima, at), offset);
+                offset = value.mul_add(load(simd, minima, at), offset);
             }
             let largest = largest.reduce_max();
             let factor = if largest > 0.0 { amplitude / largest } else { 0.0 };
-            // Factors beyond the range of f32 mean products that are as good as 0.
+            // Beyond the range of f32 the products are as good as 0.
             let factor = if factor.is_finite() { factor } else { 0.0 };
             let multiplier = S::f32s::simd_from(simd, factor);
-            // Adding and subtracting it rounds to whole numbers, ties to even.
-            let magic = S::f32s::simd_from(simd, 12_582_912.0);
             for (pair, at) in factors.chunks_exact_mut(n).zip((0..x.len()).step_by(2 * n)) {
-                let round = |at: usize| {
-                    let scaled = load(products, at).mul_add(multiplier, magic) - magic;
-                    S::i32s::truncate_from(scaled)
-                };
-                let both: S::i16s = round(at).narrow(round(at + n));
+                let low = round(simd, load(simd, products, at), multiplier);
+                let high = round(simd, load(simd, products, at + n), multiplier);
+                let both: S::i16s = low.narrow(high);
                 let both: S::i32s = both.bitcast();
                 both.store_slice(pair);
             }
@@ -705,4 +744,17 @@ fn whole<S: Simd>(
             Scaled { scale, offset: offset.reduce_sum() }
         },
     )
+}
+
+#[inline(always)]
+fn load<S: Simd>(simd: S, from: &[f32], at: usize) -> S::f32s {
+    S::f32s::from_slice(simd, &from[at..at + lanes::<S>()])
+}
+
+/// `x * multiplier` to the nearest whole number, ties to even.
+#[inline(always)]
+fn round<S: Simd>(simd: S, x: S::f32s, multiplier: S::f32s) -> S::i32s {
+    // Adding and subtracting it leaves no room for a fraction.
+    let magic = S::f32s::simd_from(simd, 12_582_912.0);
+    S::i32s::truncate_from(x.mul_add(multiplier, magic) - magic)
 }
