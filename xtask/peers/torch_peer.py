@@ -3,6 +3,7 @@
 Reads one JSON request a line from standard input, answers with one JSON line on standard output.
 Tensors travel as safetensors files, read and written here so that nothing but PyTorch is needed.
 
+    {"do": "check", "op": NAME}                                  -> {} or {"missing": LIBRARY}
     {"do": "load", "op": NAME, "options": {..}, "inputs": PATH}   -> {}
     {"do": "run", "repeats": N}                                  -> {"seconds": S}
     {"do": "save", "outputs": PATH}                              -> {}
@@ -10,6 +11,7 @@ Tensors travel as safetensors files, read and written here so that nothing but P
 The first line out is {"torch": VERSION} or {"missing": REASON}.
 """
 
+import importlib.util
 import json
 import sys
 import time
@@ -227,7 +229,54 @@ def qwen3_training_step(inputs, options):
     return run
 
 
+def beam_search(inputs, options):
+    """`generate` with a table as the model: row `last token % rows`. Its time is not counted."""
+    from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutput
+
+    table = inputs["table"]
+
+    class Table(PreTrainedModel, GenerationMixin):
+        config_class = PretrainedConfig
+
+        def __init__(self):
+            super().__init__(PretrainedConfig(vocab_size=table.shape[1], is_encoder_decoder=False))
+            self.table = torch.nn.Parameter(table, requires_grad=False)
+
+        def prepare_inputs_for_generation(self, input_ids, **_):
+            return {"input_ids": input_ids}
+
+        def forward(self, input_ids, **_):
+            start = time.perf_counter()
+            output = CausalLMOutput(logits=self.table[input_ids[:, -1:] % len(self.table)])
+            not_counted.append(time.perf_counter() - start)
+            return output
+
+    model = Table()
+    config = GenerationConfig(
+        **options,
+        num_return_sequences=options["num_beams"],
+        eos_token_id=1,
+        pad_token_id=0,
+        do_sample=False,
+        use_cache=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+
+    def run():
+        result = model.generate(inputs["prompts"], generation_config=config)
+        return {"sequences": result.sequences, "scores": result.sequences_scores}
+
+    return run
+
+
+# Seconds of a run that are not the operation's.
+not_counted = []
+# What an operation needs beside PyTorch.
+LIBRARIES = {"beam_search": "transformers"}
 OPERATIONS = {
+    "beam_search": beam_search,
     "sdpa": sdpa,
     "sdpa_backward": sdpa_backward,
     "layer_norm_backward": layer_norm_backward,
@@ -243,15 +292,20 @@ def main():
     run, outputs = None, None
     for line in sys.stdin:
         request = json.loads(line)
-        if request["do"] == "load":
+        if request["do"] == "check":
+            library = LIBRARIES.get(request["op"])
+            missing = library and not importlib.util.find_spec(library)
+            answer({"missing": library} if missing else {})
+        elif request["do"] == "load":
             run = OPERATIONS[request["op"]](read(request["inputs"]), request["options"])
             outputs = None
             answer({})
         elif request["do"] == "run":
+            not_counted.clear()
             start = time.perf_counter()
             for _ in range(request["repeats"]):
                 outputs = run()
-            answer({"seconds": time.perf_counter() - start})
+            answer({"seconds": time.perf_counter() - start - sum(not_counted)})
         elif request["do"] == "save":
             write(request["outputs"], outputs)
             answer({})

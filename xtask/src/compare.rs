@@ -9,6 +9,7 @@
 
 mod attn_flash;
 mod attn_flash_bwd;
+mod beam;
 mod duel;
 mod layernorm_bwd;
 pub(crate) mod machine;
@@ -61,6 +62,7 @@ fn cases() -> Vec<Case> {
         layernorm_bwd::cases(),
         softmax_topk::cases(),
         ternary_train::cases(),
+        beam::cases(),
     ]
     .into_iter()
     .flatten()

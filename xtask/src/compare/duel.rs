@@ -50,6 +50,11 @@ pub(super) trait Contest: Send {
     /// Computes once.
     fn run(&mut self) -> Result<()>;
 
+    /// Seconds since this was last asked that are not the kernel's, such as those inside a model.
+    fn seconds_not_counted(&mut self) -> f64 {
+        0.0
+    }
+
     /// The largest difference between our result and the peer's; NaN if one has a NaN.
     fn largest_difference(&self, peer: &mut Peer) -> Result<f64>;
 }
@@ -62,8 +67,15 @@ pub(super) fn run(
     pairs: usize,
 ) -> Result<Row> {
     let mut contest = (case.prepare)()?;
+    let mut able = None;
+    if let Some(peer) = peer {
+        match peer.lacks(contest.peer_operation().0)? {
+            Some(reason) => eprintln!("the peer is SKIPPED: {reason}"),
+            None => able = Some(peer),
+        }
+    }
     let mut opponent =
-        peer.map(|peer| Opponent::new(peer, case, &mut *contest, pool)).transpose()?;
+        able.map(|peer| Opponent::new(peer, case, &mut *contest, pool)).transpose()?;
     let our_repeats = repeats(|| run_ours(&mut *contest, pool, 1))?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for pair in 0..=pairs {
@@ -119,11 +131,13 @@ impl<'a> Opponent<'a> {
 /// Seconds that one of `repeats` calls took.
 fn run_ours(contest: &mut dyn Contest, pool: &ThreadPool, repeats: usize) -> Result<f64> {
     pool.install(|| {
+        contest.seconds_not_counted();
         let start = Instant::now();
         for _ in 0..repeats {
             contest.run()?;
         }
-        Ok(start.elapsed().as_secs_f64() / repeats as f64)
+        let seconds = start.elapsed().as_secs_f64() - contest.seconds_not_counted();
+        Ok(seconds / repeats as f64)
     })
 }
 

@@ -93,6 +93,12 @@ impl Peer {
         format!("torch {}", self.version)
     }
 
+    /// What this Python lacks for an operation, with what to do about it.
+    pub(super) fn lacks(&mut self, op: &str) -> Result<Option<String>> {
+        let missing = self.ask(&json!({"do": "check", "op": op}))?.missing;
+        Ok(missing.map(|library| format!("there is no `{library}`; `pip install {library}`")))
+    }
+
     /// Hands over the inputs of an operation.
     pub(super) fn load(&mut self, op: &str, options: &Value, inputs: &[Input]) -> Result<()> {
         let path = self.folder.path().join("inputs.safetensors");
