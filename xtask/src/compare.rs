@@ -11,6 +11,7 @@ mod attn_flash;
 mod attn_flash_bwd;
 mod beam;
 mod duel;
+mod kvcache;
 mod layernorm_bwd;
 pub(crate) mod machine;
 mod peer;
@@ -59,6 +60,7 @@ fn cases() -> Vec<Case> {
     [
         attn_flash::cases(),
         attn_flash_bwd::cases(),
+        kvcache::cases(),
         layernorm_bwd::cases(),
         softmax_topk::cases(),
         ternary_train::cases(),

@@ -510,7 +510,7 @@ fn code_tile<S: Simd, const FIELDS: usize, const ROWS: usize, const V: usize>(
                         let f = S::i32s::simd_from(simd, factors[r][block][field]);
                         let f: S::i16s = f.bitcast();
                         for v in 0..V {
-                            sums[r][v] = sums[r][v] + pair_dot::<S>(codes[v].bitcast(), f);
+                            sums[r][v] += pair_dot::<S>(codes[v].bitcast(), f);
                         }
                     }
                 }

@@ -41,7 +41,7 @@ pub(crate) fn weigh<S: Simd>(
                     let x = S::f32s::from_slice(simd, chunk) - max;
                     let weight = f32::exp_nonpositive_vector(simd, x);
                     weight.store_slice(chunk);
-                    sum = sum + weight;
+                    sum += weight;
                 }
                 sum.store_slice(l);
             }
