@@ -1,0 +1,229 @@
+//! Training as a whole: it learns, it resumes with the same bits, and what is wrong is named.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+
+use rayon::ThreadPoolBuilder;
+use ternary_train::ops::IGNORE;
+use ternary_train::{
+    Config, Error, Layout, Model, Preset, Projection, StepReport, TrainOptions, Trainer, View,
+    Weights, check_ternary, load_checkpoint, save_checkpoint,
+};
+
+/// A model of some thousand weights.
+fn tiny(ternary: bool) -> Config {
+    Config {
+        hidden_size: 32,
+        intermediate_size: 64,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 8,
+        ternary: ternary.then(Projection::default),
+        ..Preset::Nano.config(64)
+    }
+}
+
+fn options() -> TrainOptions {
+    TrainOptions { steps: 30, sequences: 4, length: 16, warmup: 5, ..TrainOptions::default() }
+}
+
+/// A text with something to learn.
+fn text() -> Vec<u32> {
+    (0..2000_u32).map(|i| (i * i / 7 + i % 5) % 64).collect()
+}
+
+fn train(config: &Config, options: &TrainOptions) -> (Trainer, Vec<StepReport>) {
+    let weights = Weights::random(config, 5).unwrap();
+    let mut trainer = Trainer::new(config, options, &weights).unwrap();
+    let reports = (0..options.steps).map(|_| trainer.step(&text()).unwrap()).collect();
+    (trainer, reports)
+}
+
+fn bits(weights: &Weights) -> Vec<u32> {
+    let matrices = weights.matrices().into_iter().flat_map(|m| m.weight.iter().copied());
+    let norms = weights.norms().into_iter().flat_map(|n| n.weight.iter().copied());
+    matrices.chain(norms).map(f32::to_bits).collect()
+}
+
+#[test]
+fn a_resumed_training_has_the_same_bits() {
+    for config in [tiny(true), tiny(false), Config { tie_word_embeddings: false, ..tiny(true) }] {
+        for eight_bit_activations in [false, true] {
+            let options = TrainOptions { eight_bit_activations, accumulate: 2, ..options() };
+            let (mut whole, reports) = train(&config, &options);
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("checkpoint.safetensors");
+            let weights = Weights::random(&config, 5).unwrap();
+            let mut first = Trainer::new(&config, &options, &weights).unwrap();
+            for _ in 0..11 {
+                first.step(&text()).unwrap();
+            }
+            save_checkpoint(&path, &first, "a note").unwrap();
+            // What is not saved is lost.
+            first.step(&text()).unwrap();
+            drop(first);
+            let (mut resumed, note) = load_checkpoint(&path).unwrap();
+            assert_eq!((note.as_str(), resumed.steps_done()), ("a note", 11));
+            // Validation in between changes nothing.
+            resumed.evaluate(&text(), 3).unwrap();
+            for want in &reports[11..] {
+                let got = resumed.step(&text()).unwrap();
+                assert_eq!((got.loss, got.gradient_norm), (want.loss, want.gradient_norm));
+            }
+            assert_eq!(bits(&resumed.weights().unwrap()), bits(&whole.weights().unwrap()));
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_does_not_matter() {
+    let run = |threads| {
+        let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| bits(&train(&tiny(true), &options()).0.weights().unwrap()))
+    };
+    let one = run(1);
+    assert!(one == run(2) && one == run(5));
+}
+
+#[test]
+fn it_learns_and_stays_ternary() {
+    for config in [tiny(true), tiny(false)] {
+        let (mut trainer, reports) = train(&config, &TrainOptions { steps: 150, ..options() });
+        let mean = |reports: &[StepReport]| reports.iter().map(|r| r.loss).sum::<f64>() / 10.0;
+        let (before, after) = (mean(&reports[..10]), mean(&reports[140..]));
+        assert!(after < before - 0.5, "{before} {after}");
+        for matrix in trainer.weights().unwrap().matrices() {
+            let found = check_ternary(matrix.weight, 128).unwrap();
+            let violations = if config.ternary.is_some() { 0 } else { found.groups };
+            assert_eq!(found.violations, violations, "{}", matrix.name);
+        }
+        assert_eq!(reports[0].counts.is_some(), config.ternary.is_some());
+    }
+}
+
+/// The gradients of the latent weights are those of a float model that has the projected weights.
+#[test]
+fn gradients_pass_straight_through() {
+    let (ternary, float) = (tiny(true), tiny(false));
+    let latent = Weights::random(&ternary, 9).unwrap();
+    let mut projected = latent.clone();
+    for (to, from) in projected.matrices_mut().into_iter().zip(latent.matrices()) {
+        *to.weight = Projection::default().project(from.weight).unwrap().dequantize().unwrap();
+    }
+    assert_ne!(bits(&latent), bits(&projected));
+    let options = options();
+    let step = |config: &Config, weights: &Weights| {
+        let mut trainer = Trainer::new(config, &options, weights).unwrap();
+        trainer.step(&text()).unwrap()
+    };
+    let (through, oracle) = (step(&ternary, &latent), step(&float, &projected));
+    assert_eq!((through.loss, through.gradient_norm), (oracle.loss, oracle.gradient_norm));
+    let without = step(&float, &latent);
+    assert_ne!(through.gradient_norm, without.gradient_norm);
+
+    // The same through the model, a gradient at a time: it never sees the latent weights.
+    let layout = Layout::new(&ternary);
+    let flat = |weights: &Weights| -> (Vec<f32>, Vec<f32>) {
+        let matrices = weights.matrices().into_iter().flat_map(|m| m.weight.iter().copied());
+        (
+            matrices.collect(),
+            weights.norms().into_iter().flat_map(|n| n.weight.iter().copied()).collect(),
+        )
+    };
+    let (matrices, norms) = flat(&projected);
+    let mut model = Model::<f32>::new(&float, 4, 16, false).unwrap();
+    let mut gradients = vec![0.0; layout.matrices + layout.norms];
+    let view = View { matrices: &matrices, norms: &norms };
+    let (tokens, targets) = (&text()[..64], &text()[1..65]);
+    model.loss_and_gradients(view, tokens, targets, 1.0, &mut gradients).unwrap();
+    assert!(gradients.iter().all(|g| g.is_finite()) && gradients.iter().any(|&g| g != 0.0));
+}
+
+#[test]
+fn parts_that_accumulate_are_one_batch() {
+    let config = tiny(false);
+    let weights = Weights::random(&config, 5).unwrap();
+    let step = |sequences, accumulate| {
+        let options = TrainOptions { sequences, accumulate, ..options() };
+        Trainer::new(&config, &options, &weights).unwrap().step(&text()).unwrap()
+    };
+    let (one, parts) = (step(8, 1), step(2, 4));
+    assert!((one.loss - parts.loss).abs() < 1e-6);
+    assert!((one.gradient_norm - parts.gradient_norm).abs() < 1e-5 * one.gradient_norm);
+}
+
+#[test]
+fn targets_that_do_not_count_have_no_effect() {
+    let config = tiny(true);
+    let weights = Weights::random(&config, 5).unwrap();
+    let step = |last: u32| {
+        let options = TrainOptions { sequences: 1, length: 8, ..options() };
+        let mut trainer = Trainer::new(&config, &options, &weights).unwrap();
+        let fill = |_: usize, tokens: &mut [u32], targets: &mut [u32]| {
+            tokens.copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, last]);
+            targets.copy_from_slice(&[IGNORE, 3, 4, IGNORE, 6, 7, 8, IGNORE]);
+        };
+        trainer.step_on(fill).unwrap()
+    };
+    // Nothing that counts sees the last token.
+    assert_eq!(step(8), step(60));
+}
+
+#[test]
+fn damaged_checkpoints_are_refused_by_name() {
+    let (trainer, _) = train(&tiny(true), &TrainOptions { steps: 1, ..options() });
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("c.safetensors");
+    save_checkpoint(&path, &trainer, "").unwrap();
+    let good = fs::read(&path).unwrap();
+    let refused = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        let error = load_checkpoint(&path).expect_err("it is damaged").to_string();
+        assert!(error.contains("c.safetensors"), "{error}");
+        error
+    };
+    for cut in [0, 1, 8, 100, good.len() / 2, good.len() - 1] {
+        refused(&good[..cut]);
+    }
+    let mut changed = good.clone();
+    let last = changed.len() - 1000;
+    changed[last] ^= 4;
+    assert!(refused(&changed).contains("checksum"));
+    // The learning rate in the header.
+    let text = String::from_utf8_lossy(&good).into_owned();
+    let at = text.find("learning_rate").unwrap() + 17;
+    let mut changed = good.clone();
+    changed[at] = if changed[at] == b'1' { b'2' } else { b'1' };
+    refused(&changed);
+    fs::write(&path, &good).unwrap();
+    assert!(load_checkpoint(&path).is_ok());
+    assert!(matches!(load_checkpoint(&folder.path().join("none")), Err(Error::Io { .. })));
+}
+
+#[test]
+fn divergence_and_bad_calls_are_named() {
+    let config = tiny(false);
+    let mut weights = Weights::random(&config, 5).unwrap();
+    let start = |options: &TrainOptions, weights: &Weights| Trainer::new(&config, options, weights);
+    let mut short = start(&options(), &weights).unwrap();
+    assert!(matches!(short.step(&[1; 16]), Err(Error::TooShort { tokens: 16, length: 16 })));
+    assert!(matches!(short.evaluate(&[], 1), Err(Error::TooShort { .. })));
+    assert!(matches!(short.step(&[64; 40]), Err(Error::Op(_))));
+    for wrong in [
+        TrainOptions { steps: 0, ..options() },
+        TrainOptions { length: 0, ..options() },
+        TrainOptions { length: 1 << 20, ..options() },
+        TrainOptions { learning_rate: f64::NAN, ..options() },
+        TrainOptions { decay: 1.5, ..options() },
+        TrainOptions { beta2: 1.0, ..options() },
+        TrainOptions { weight_decay: -1.0, ..options() },
+    ] {
+        assert!(matches!(start(&wrong, &weights), Err(Error::Option { .. })), "{wrong:?}");
+    }
+    weights.norm[3] = f32::NAN;
+    let mut broken = start(&options(), &weights).unwrap();
+    assert!(matches!(broken.step(&text()), Err(Error::Diverged { step: 1, .. })));
+    assert_eq!(broken.steps_done(), 0);
+}
