@@ -44,9 +44,9 @@ pub struct Model<A: Real> {
 /// Weights in the order of a [`Layout`].
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a, A> {
-    /// All matrices, [`Layout::matrices`] elements.
+    /// All matrices, one after the other.
     pub matrices: &'a [A],
-    /// All norms, [`Layout::norms`] elements.
+    /// All norms, one after the other.
     pub norms: &'a [A],
 }
 
