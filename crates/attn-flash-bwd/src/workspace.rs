@@ -1,8 +1,8 @@
 //! Scratch memory that the caller owns.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
-use tensor_utils::{Element, Float, Isa, IsaError, ShapeError, try_vec};
+use tensor_utils::{Element, Float, Isa, IsaError, ShapeError, lock_slot, take_slot, try_vec};
 
 use crate::{Error, Inputs, Strategy, Tiling, VarlenInputs};
 
@@ -98,7 +98,7 @@ impl<T: Element> Workspace<T> {
 
     /// Size in bytes.
     pub fn bytes(&self) -> usize {
-        let slots: usize = self.slots.0.iter().map(|slot| lock(slot).bytes()).sum();
+        let slots: usize = self.slots.0.iter().map(|slot| lock_slot(slot).bytes()).sum();
         let numbers = self.delta.len() + self.sums.iter().map(Vec::len).sum::<usize>();
         slots + numbers * size_of::<T::Acc>()
     }
@@ -150,20 +150,8 @@ pub(crate) struct Slots<A>(Vec<Mutex<Scratch<A>>>);
 impl<A> Slots<A> {
     /// A slot for the current thread: its own if it is free, else any free one, else it waits.
     pub(crate) fn slot(&self) -> MutexGuard<'_, Scratch<A>> {
-        let own = rayon::current_thread_index().unwrap_or(0) % self.0.len();
-        let (before, from_own) = self.0.split_at(own);
-        for slot in from_own.iter().chain(before) {
-            if let Ok(slot) = slot.try_lock() {
-                return slot;
-            }
-        }
-        lock(&self.0[own])
+        take_slot(&self.0)
     }
-}
-
-/// A poisoned slot is as good as any: its contents are overwritten before they are read.
-fn lock<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The scratch of one thread. Rows are head or value sizes rounded up to lanes.

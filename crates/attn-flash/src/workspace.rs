@@ -1,8 +1,8 @@
 //! Scratch memory that the caller owns.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
-use tensor_utils::{Float, Isa, IsaError, ShapeError, try_vec};
+use tensor_utils::{Float, Isa, IsaError, ShapeError, lock_slot, take_slot, try_vec};
 
 use crate::call::invalid;
 use crate::{Error, Tiling};
@@ -65,7 +65,7 @@ impl<A: Float> Workspace<A> {
 
     /// Size of all slots in bytes.
     pub fn bytes(&self) -> usize {
-        self.slots.iter().map(|slot| lock(slot).bytes()).sum()
+        self.slots.iter().map(|slot| lock_slot(slot).bytes()).sum()
     }
 
     /// The tiling it was made with, its key block rounded up and its instruction set resolved.
@@ -93,25 +93,13 @@ impl<A: Float> Workspace<A> {
 
     /// A slot for the current thread: its own if it is free, else any free one, else it waits.
     pub(crate) fn slot(&self) -> MutexGuard<'_, Scratch<A>> {
-        let own = rayon::current_thread_index().unwrap_or(0) % self.slots.len();
-        let (before, from_own) = self.slots.split_at(own);
-        for slot in from_own.iter().chain(before) {
-            if let Ok(slot) = slot.try_lock() {
-                return slot;
-            }
-        }
-        lock(&self.slots[own])
+        take_slot(&self.slots)
     }
 }
 
 /// `n` rounded up, or too much to be allocated.
 fn round_up(n: usize, multiple: usize) -> usize {
     n.checked_next_multiple_of(multiple).unwrap_or(usize::MAX)
-}
-
-/// A poisoned slot is as good as any: its contents are overwritten before they are read.
-fn lock<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The scratch of one thread; the packed layouts are those of `tensor_utils::tile::pack`.

@@ -1,6 +1,8 @@
 //! Scratch memory that the caller owns.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+
+use tensor_utils::{lock_slot, take_slot};
 
 use crate::kernel::task::Scratch;
 use crate::plan::Plan;
@@ -28,7 +30,7 @@ impl Workspace {
     /// Bytes it holds.
     pub fn bytes(&self) -> usize {
         let floats = self.queries.capacity() + self.partials.capacity() + self.merged.capacity();
-        4 * floats + self.slots.iter().map(|slot| lock(slot).bytes()).sum::<usize>()
+        4 * floats + self.slots.iter().map(|slot| lock_slot(slot).bytes()).sum::<usize>()
     }
 
     /// Scratch for each thread of the pool.
@@ -51,18 +53,6 @@ pub(crate) struct Slots<'a>(&'a [Mutex<Scratch>]);
 impl<'a> Slots<'a> {
     /// That of the current thread if it is free, else any free one, else it waits.
     pub(crate) fn take(self) -> MutexGuard<'a, Scratch> {
-        let own = rayon::current_thread_index().unwrap_or(0) % self.0.len();
-        let (before, from_own) = self.0.split_at(own);
-        for slot in from_own.iter().chain(before) {
-            if let Ok(slot) = slot.try_lock() {
-                return slot;
-            }
-        }
-        lock(&self.0[own])
+        take_slot(self.0)
     }
-}
-
-/// A poisoned slot is as good as any: its contents are overwritten before they are read.
-fn lock<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner)
 }

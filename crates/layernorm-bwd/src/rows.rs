@@ -1,9 +1,7 @@
-//! Arrays of any number of axes as matrices of rows.
+//! Arrays of any number of axes as matrices of rows: those of `tensor_utils`, with this crate's error.
 
-use ndarray::{
-    ArrayBase, ArrayView, ArrayView2, ArrayViewMut, ArrayViewMut2, Axis, Dimension, Ix2, IxDyn,
-    RawData,
-};
+use ndarray::{ArrayView, ArrayView2, ArrayViewMut, ArrayViewMut2, Dimension};
+use tensor_utils::ShapeError;
 
 use crate::Error;
 
@@ -25,10 +23,7 @@ pub fn rows<'a, T, D: Dimension>(
     arg: &'static str,
     view: ArrayView<'a, T, D>,
 ) -> Result<ArrayView2<'a, T>, Error> {
-    match of_empty(view.shape()).map(|dim| ArrayView2::from_shape(dim, &[])) {
-        Some(Ok(empty)) => Ok(empty),
-        _ => merge(arg, view.into_dyn()),
-    }
+    tensor_utils::rows(arg, view).map_err(not_rows)
 }
 
 /// [`rows`] of an array to write to.
@@ -39,35 +34,12 @@ pub fn rows_mut<'a, T, D: Dimension>(
     arg: &'static str,
     view: ArrayViewMut<'a, T, D>,
 ) -> Result<ArrayViewMut2<'a, T>, Error> {
-    match of_empty(view.shape()).map(|dim| ArrayViewMut2::from_shape(dim, &mut [])) {
-        Some(Ok(empty)) => Ok(empty),
-        _ => merge(arg, view.into_dyn()),
-    }
+    tensor_utils::rows_mut(arg, view).map_err(not_rows)
 }
 
-/// The matrix's shape for an array without elements, whose strides mean nothing.
-fn of_empty(shape: &[usize]) -> Option<(usize, usize)> {
-    let (&row_length, leading) = shape.split_last()?;
-    shape.contains(&0).then(|| (leading.iter().product(), row_length))
-}
-
-fn merge<S: RawData>(
-    arg: &'static str,
-    mut array: ArrayBase<S, IxDyn>,
-) -> Result<ArrayBase<S, Ix2>, Error> {
-    let (shape, strides) = (array.shape().to_vec(), array.strides().to_vec());
-    let not_rows = move || Error::NotRows { arg, shape, strides };
-    if array.ndim() == 0 {
-        return Err(not_rows());
+fn not_rows(error: ShapeError) -> Error {
+    match error {
+        ShapeError::NotRows { arg, shape, strides } => Error::NotRows { arg, shape, strides },
+        error => error.into(),
     }
-    if array.ndim() == 1 {
-        array = array.insert_axis(Axis(0));
-    }
-    while array.ndim() > 2 {
-        if !array.merge_axes(Axis(0), Axis(1)) {
-            return Err(not_rows());
-        }
-        array = array.index_axis_move(Axis(0), 0);
-    }
-    array.into_dimensionality().map_err(|_| not_rows())
 }

@@ -1,8 +1,8 @@
 //! Scratch memory that the caller owns.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
-use tensor_utils::{Isa, IsaError, try_vec};
+use tensor_utils::{Isa, IsaError, take_slot, try_vec};
 
 use crate::mass::Mass;
 use crate::score::Score;
@@ -129,14 +129,6 @@ impl<A: Score> Workspace<A> {
 impl<'a, A: Score> Slots<'a, A> {
     /// A slot for the current thread: its own if it is free, else any free one, else it waits.
     pub(crate) fn take(self) -> MutexGuard<'a, Scratch<A>> {
-        let own = rayon::current_thread_index().unwrap_or(0) % self.0.len();
-        let (before, from_own) = self.0.split_at(own);
-        for slot in from_own.iter().chain(before) {
-            if let Ok(slot) = slot.try_lock() {
-                return slot;
-            }
-        }
-        // A poisoned slot is as good as any: its contents are overwritten before they are read.
-        self.0[own].lock().unwrap_or_else(PoisonError::into_inner)
+        take_slot(self.0)
     }
 }

@@ -37,7 +37,7 @@ pub use isa::{Isa, IsaError, Kernel, dispatch};
 
 // Building blocks.
 pub use gemm::{Gemm, gemm};
-pub use parallel::{for_each_chunk, map_chunks_ordered};
+pub use parallel::{for_each_chunk, lock_slot, map_chunks_ordered, take_slot};
 pub use prefetch::prefetch;
 pub use softmax::OnlineSoftmax;
 

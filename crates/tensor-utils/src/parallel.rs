@@ -2,6 +2,7 @@
 //! the result depend neither on the number of threads nor on which of them was faster.
 
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
@@ -62,4 +63,28 @@ pub fn for_each_chunk<T: Send>(data: &mut [T], chunk: usize, f: impl Fn(usize, &
         return;
     }
     data.par_chunks_mut(chunk.max(1)).enumerate().for_each(|(index, part)| f(index, part));
+}
+
+/// Scratch memory for the current thread: its own of `slots` if that is free, else any free one, else
+/// it waits.
+///
+/// What a slot holds must be overwritten before it is read: another thread may have left it there, or
+/// panicked while it wrote.
+///
+/// # Panics
+/// If there are no slots.
+pub fn take_slot<T>(slots: &[Mutex<T>]) -> MutexGuard<'_, T> {
+    let own = rayon::current_thread_index().unwrap_or(0) % slots.len();
+    let (before, from_own) = slots.split_at(own);
+    for slot in from_own.iter().chain(before) {
+        if let Ok(slot) = slot.try_lock() {
+            return slot;
+        }
+    }
+    lock_slot(&slots[own])
+}
+
+/// Waits for a slot of [`take_slot`]. A poisoned one is as good as any.
+pub fn lock_slot<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
