@@ -38,6 +38,24 @@ fn a_folder_is_read_as_it_was_written() {
     }
 }
 
+/// A temporary file is for its owner alone; what is moved into place is for those that the mask of the
+/// process lets in, as any other new file.
+#[cfg(unix)]
+#[test]
+fn files_have_the_permissions_of_new_files() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = TempDir::new().unwrap();
+    let mode = |name: &str| fs::metadata(folder.path().join(name)).unwrap().permissions().mode();
+    fs::write(folder.path().join("new"), "").unwrap();
+    let (config, weights) = small();
+    let tokenizer = Tokenizer::bytes();
+    write_folder(folder.path(), &config, &weights, Some(&tokenizer)).unwrap();
+    write_gguf(&folder.path().join("model.gguf"), &config, &weights, &tokenizer).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json", "model.gguf"] {
+        assert_eq!(mode(name) & 0o777, mode("new") & 0o777, "{name}");
+    }
+}
+
 #[test]
 fn shards_are_found_through_their_index() {
     let folder = TempDir::new().unwrap();

@@ -112,7 +112,14 @@ pub(crate) fn write_file(
     contents: impl FnOnce(&mut fs::File) -> std::io::Result<()>,
 ) -> Result<(), Error> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let beside = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")));
+    let mut beside = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        // As any new file: the mask of the process takes from it. The library's default is 0600.
+        use std::os::unix::fs::PermissionsExt;
+        beside.permissions(fs::Permissions::from_mode(0o666));
+    }
+    let beside = beside.tempfile_in(folder.unwrap_or(Path::new(".")));
     let mut file = beside.map_err(Error::io(path))?;
     contents(file.as_file_mut()).map_err(Error::io(path))?;
     file.as_file().sync_all().map_err(Error::io(path))?;
