@@ -5,7 +5,6 @@ mod float;
 mod forward;
 mod matrix;
 mod model;
-mod rope;
 
 pub use chunk::{Chunk, LogitRows};
 pub use matrix::Matrix;

@@ -8,9 +8,9 @@ use tensor_utils::try_array;
 
 use super::matrix::products;
 use super::model::Layer;
-use super::rope::Rope;
 use super::{Chunk, LogitRows, Model};
 use crate::Error;
+use crate::ops::{Direction, Rope, rotate};
 
 /// Elements of a feed-forward layer that are worth another thread.
 const GRAIN: usize = 1 << 14;
@@ -57,7 +57,7 @@ struct Step<'a> {
     queries: Vec<Queries<'a>>,
     seqs: Vec<SeqId>,
     counts: Vec<usize>,
-    rope: Rope,
+    rope: Rope<f32>,
     /// `[tokens, hidden_size]`.
     x: Array2<f32>,
 }
@@ -82,7 +82,7 @@ impl<'a> Step<'a> {
             queries: chunks.iter().map(Chunk::queries).collect(),
             seqs: chunks.iter().map(|chunk| chunk.seq).collect(),
             counts: chunks.iter().map(|chunk| chunk.tokens.len()).collect(),
-            rope: Rope::new(&positions, config.head_dim, config.rope_theta),
+            rope: Rope::at(config.head_dim, config.rope_theta, positions),
             x,
         })
     }
@@ -100,7 +100,8 @@ impl<'a> Step<'a> {
             let options = self.norm_options(norm);
             let workspace = &mut Workspace::new(tokens * heads, head_dim, &Default::default())?;
             layer_norm_in_place(rows, None, &options, workspace)?;
-            self.rope.turn(x.as_slice_mut().unwrap_or_default(), heads);
+            let x = x.as_slice_mut().unwrap_or_default();
+            rotate(x, heads, head_dim, tokens, &self.rope, Direction::Forward)?;
         }
         let q = q.into_shape_with_order((tokens, heads, head_dim)).map_err(|_| unfit("q"))?;
         let k = k.into_shape_with_order((tokens, key_heads, head_dim)).map_err(|_| unfit("k"))?;

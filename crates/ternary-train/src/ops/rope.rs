@@ -9,11 +9,11 @@ use super::OpError;
 /// Rows of one task.
 const ROWS: usize = 64;
 
-/// Cosines and sines of all positions.
+/// Cosines and sines of some positions.
 #[derive(Debug, Clone)]
 pub struct Rope<A> {
     half: usize,
-    /// `[position][D / 2]`.
+    /// `[positions][D / 2]`.
     cos: Vec<A>,
     /// The same.
     sin: Vec<A>,
@@ -32,9 +32,16 @@ impl<A: Float> Rope<A> {
     /// Angles `position * theta^(-2 i / head_size)`, computed in `f64`, for positions below
     /// `positions`. The last element of an odd head stays where it is.
     pub fn new(head_size: usize, theta: f64, positions: usize) -> Self {
+        Self::at(head_size, theta, 0..positions)
+    }
+
+    /// As [`new`](Self::new), for these positions, in this order.
+    pub fn at(head_size: usize, theta: f64, positions: impl IntoIterator<Item = usize>) -> Self {
         let half = head_size / 2;
-        let angles = (0..positions).flat_map(|position| {
-            (0..half).map(move |i| position as f64 * theta.powf(-2.0 * i as f64 / head_size as f64))
+        let frequency = |i| theta.powf(-2.0 * i as f64 / head_size as f64);
+        let frequencies: Vec<f64> = (0..half).map(frequency).collect();
+        let angles = positions.into_iter().flat_map(|position| {
+            frequencies.iter().map(move |frequency| position as f64 * frequency)
         });
         let (cos, sin) =
             angles.map(|angle| (A::from_f64(angle.cos()), A::from_f64(angle.sin()))).unzip();
@@ -47,8 +54,8 @@ impl<A: Float> Rope<A> {
     }
 }
 
-/// Rotates every head of `x: [tokens, heads, head_size]` in place; token `t` stands at position
-/// `t % length`, as in a batch of sequences of `length`.
+/// Rotates every head of `x: [tokens, heads, head_size]` in place; token `t` stands at the position
+/// with the number `t % length`, as in a batch of sequences of `length`.
 ///
 /// # Errors
 /// [`OpError::Shape`] if `x` is not whole tokens, or `rope` has another head size or fewer positions.
