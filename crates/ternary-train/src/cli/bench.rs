@@ -25,15 +25,31 @@ impl Bench {
     }
 }
 
-/// The median time of `count` calls, in seconds, after one that does not count.
-fn median(count: usize, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
-    call()?;
-    let mut times = Vec::with_capacity(count);
-    for _ in 0..count {
-        let start = std::time::Instant::now();
-        call()?;
-        times.push(start.elapsed().as_secs_f64());
+/// Measurements of one thing and another in turn; the first does not count.
+struct Pairs<const N: usize> {
+    is_warm: bool,
+    values: [Vec<f64>; N],
+}
+
+impl<const N: usize> Default for Pairs<N> {
+    fn default() -> Self {
+        Self { is_warm: false, values: [const { Vec::new() }; N] }
     }
-    times.sort_unstable_by(f64::total_cmp);
-    Ok(times[count / 2])
+}
+
+impl<const N: usize> Pairs<N> {
+    fn add(&mut self, values: [f64; N]) {
+        if self.is_warm {
+            self.values.iter_mut().zip(values).for_each(|(list, value)| list.push(value));
+        }
+        self.is_warm = true;
+    }
+
+    /// The median of each value.
+    fn medians(mut self) -> [f64; N] {
+        self.values.each_mut().map(|list| {
+            list.sort_unstable_by(f64::total_cmp);
+            list[list.len() / 2]
+        })
+    }
 }

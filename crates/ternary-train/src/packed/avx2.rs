@@ -5,17 +5,20 @@
 use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
-use std::array;
 
 use fearless_simd::{Avx2, SimdBase, SimdFrom, f32x8, u8x32, u16x8};
 use ndarray::ArrayViewMut2;
+use tensor_utils::prefetch;
 
 use super::Activations;
-use super::block::{Block, MAX_STEPS, Stripe, TOKENS, Token, store};
+use super::activations::{Panel, TileGroup};
+use super::block::{AHEAD, Block, MAX_WORDS, Stripe, Totals, each_panel, store};
 use super::layout::{ROWS, STEP};
 
-/// A block of rows in two vectors.
-type Halves = [__m256i; 2];
+/// Rows of a vector: half a block.
+const HALF: usize = ROWS / 2;
+/// The codes plus 1 of a group: `[halves][words][rows][4]`.
+type Planes = [[[u8; STEP / 2]; MAX_WORDS]; 2];
 
 fearless_simd::kernel!(
     /// Writes the products of the stripe's rows with one token to `y` `[1, rows]`.
@@ -26,10 +29,10 @@ fearless_simd::kernel!(
         y: ArrayViewMut2<'_, f32>,
     ) {
         let mut y = y;
-        let token = x.token(0);
+        let Some((_, panel)) = x.panels().next() else { return };
         for (first_row, block) in stripe.blocks() {
-            let total = block_vector(simd, block, stripe.group_steps, token);
-            store(&mut y, 0, first_row, &total);
+            let total = block_product(simd, block, stripe.group_steps, panel);
+            store(&mut y, 0, first_row, &total.map(|total| total * panel.scales[0]));
         }
     }
 );
@@ -42,119 +45,97 @@ fearless_simd::kernel!(
         x: &Activations,
         y: ArrayViewMut2<'_, f32>,
     ) {
-        let mut y = y;
-        let mut planes = [[0; STEP]; 4 * MAX_STEPS];
-        for first in (0..x.tokens()).step_by(TOKENS) {
-            for (first_row, block) in stripe.blocks() {
-                let mut totals = [[0.0; ROWS]; TOKENS];
-                let totals = &mut totals[..TOKENS.min(x.tokens() - first)];
-                for (g, (codes, scales)) in block.groups(stripe.group_steps).enumerate() {
-                    unpack(simd, codes, &mut planes);
-                    let planes = &planes[..codes.len() / STEP * 4];
-                    let tiles = totals.chunks_mut(4).zip((first..).step_by(4));
-                    for (tile, token) in tiles {
-                        if tile.len() == 4 {
-                            tile_group::<4>(simd, planes, scales, x, token, g, tile);
-                        } else {
-                            for (tile, token) in tile.chunks_mut(1).zip(token..) {
-                                tile_group::<1>(simd, planes, scales, x, token, g, tile);
-                            }
-                        }
-                    }
-                }
-                for (token, total) in (first..).zip(totals) {
-                    let scale = x.token(token).scale;
-                    store(&mut y, token, first_row, &total.map(|total| total * scale));
+        let empty: Planes = [[[0; STEP / 2]; MAX_WORDS]; 2];
+        let unpack = |codes: &[u8], planes: &mut Planes| unpack(simd, codes, planes);
+        each_panel(stripe, x, y, empty, unpack, |planes, scales, x, totals| {
+            for ((planes, scales), totals) in planes.iter().zip(scales).zip(totals) {
+                match x.sums.len() {
+                    8 => add::<8>(simd, planes, scales, x, totals),
+                    4 => add::<4>(simd, planes, scales, x, totals),
+                    2 => add::<2>(simd, planes, scales, x, totals),
+                    _ => add::<1>(simd, planes, scales, x, totals),
                 }
             }
-        }
+        });
     }
 );
 
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-fn block_vector(simd: Avx2, block: Block<'_>, group_steps: usize, x: Token<'_>) -> [f32; ROWS] {
-    let three = _mm256_set1_epi8(3);
+fn block_product(simd: Avx2, block: Block<'_>, group_steps: usize, x: Panel<'_>) -> [f32; ROWS] {
     let mut total = [0.0; ROWS];
-    let words = x.words.chunks(group_steps * 4);
-    for (((codes, scales), words), &sum) in block.groups(group_steps).zip(words).zip(x.sums) {
+    for ((codes, scales), x) in block.groups(group_steps).zip(x.groups()) {
+        // Two chains, which together are the whole group and fit 16 bits.
         let mut sums = [[_mm256_setzero_si256(); 2]; 2];
-        for (codes, x) in codes.as_chunks::<STEP>().0.iter().zip(words.as_chunks::<4>().0) {
-            let codes = load(simd, codes);
-            for half in 0..2 {
-                let planes = [
-                    codes[half],
-                    _mm256_srli_epi16::<2>(codes[half]),
-                    _mm256_srli_epi16::<4>(codes[half]),
-                    _mm256_srli_epi16::<6>(codes[half]),
-                ];
-                for i in 0..4 {
-                    let plane = _mm256_and_si256(planes[i], three);
-                    let products = _mm256_maddubs_epi16(plane, broadcast(x[i]));
-                    sums[half][i % 2] = _mm256_add_epi16(sums[half][i % 2], products);
+        let codes = codes.as_chunks::<STEP>().0;
+        for (step, (one, words)) in codes.iter().zip(x.words.as_chunks::<4>().0).enumerate() {
+            prefetch(codes, step + AHEAD);
+            let halves = sums.iter_mut().zip(one.as_chunks().0);
+            for (sums, codes) in halves {
+                for (i, (plane, word)) in planes(simd, codes).into_iter().zip(words).enumerate() {
+                    let products = _mm256_maddubs_epi16(plane, broadcast(*word));
+                    sums[i % 2] = _mm256_add_epi16(sums[i % 2], products);
                 }
             }
         }
-        // The two chains together are the whole group, which fits 16 bits.
-        let sums = sums.map(|[even, odd]| _mm256_add_epi16(even, odd));
-        add_scaled(simd, &mut total, scales, sums, sum);
+        let halves = total.as_chunks_mut::<HALF>().0.iter_mut().zip(scales.as_chunks().0);
+        for ((total, scales), [even, odd]) in halves.zip(sums) {
+            add_scaled(simd, total, scales, _mm256_add_epi16(even, odd), x.sums[0]);
+        }
     }
-    total.map(|total| total * x.scale)
+    total
 }
 
-/// The codes plus 1 of a group.
+/// The codes plus 1 of half a step, word by word.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn unpack(simd: Avx2, codes: &[u8], planes: &mut [[u8; STEP]]) {
+fn planes(simd: Avx2, codes: &[u8; STEP / 2]) -> [__m256i; 4] {
     let three = _mm256_set1_epi8(3);
-    let steps = codes.as_chunks::<STEP>().0.iter().zip(planes.as_chunks_mut::<4>().0);
-    for (codes, planes) in steps {
-        let codes = load(simd, codes);
-        for half in 0..2 {
-            let shifted = [
-                codes[half],
-                _mm256_srli_epi16::<2>(codes[half]),
-                _mm256_srli_epi16::<4>(codes[half]),
-                _mm256_srli_epi16::<6>(codes[half]),
-            ];
-            for (plane, shifted) in planes.iter_mut().zip(shifted) {
-                let codes = u8x32::simd_from(simd, _mm256_and_si256(shifted, three));
-                codes.store_slice(&mut plane[half * STEP / 2..][..STEP / 2]);
+    let codes: __m256i = u8x32::from_slice(simd, codes).into();
+    [
+        _mm256_and_si256(codes, three),
+        _mm256_and_si256(_mm256_srli_epi16::<2>(codes), three),
+        _mm256_and_si256(_mm256_srli_epi16::<4>(codes), three),
+        _mm256_and_si256(_mm256_srli_epi16::<6>(codes), three),
+    ]
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn unpack(simd: Avx2, codes: &[u8], out: &mut Planes) {
+    let codes = codes.as_chunks::<STEP>().0;
+    for (step, one) in codes.iter().enumerate() {
+        prefetch(codes, step + AHEAD);
+        for (codes, out) in one.as_chunks().0.iter().zip(&mut *out) {
+            for (plane, out) in planes(simd, codes).into_iter().zip(&mut out[4 * step..]) {
+                u8x32::simd_from(simd, plane).store_slice(out);
             }
         }
     }
 }
 
-/// Adds one group of a block for `N` tokens.
+/// Adds one group of a block for a tile of `N` tokens.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-fn tile_group<const N: usize>(
+fn add<const N: usize>(
     simd: Avx2,
-    planes: &[[u8; STEP]],
+    planes: &Planes,
     scales: &[u16; ROWS],
-    x: &Activations,
-    first: usize,
-    g: usize,
-    totals: &mut [[f32; ROWS]],
+    x: TileGroup<'_>,
+    totals: &mut Totals,
 ) {
-    let words = planes.len();
-    let x: [(&[[i8; 4]], i32); N] = array::from_fn(|i| {
-        let token = x.token(first + i);
-        (&token.words[g * x.group / 4..][..words], token.sums[g])
-    });
-    let mut sums = [[_mm256_setzero_si256(); 2]; N];
-    for (k, plane) in planes.iter().enumerate() {
-        let codes = load(simd, plane);
-        for i in 0..N {
-            let x = broadcast(x[i].0[k]);
-            for half in 0..2 {
-                let products = _mm256_maddubs_epi16(codes[half], x);
-                sums[i][half] = _mm256_add_epi16(sums[i][half], products);
+    for (half, planes) in planes.iter().enumerate() {
+        let mut sums = [_mm256_setzero_si256(); N];
+        for (codes, words) in planes.iter().zip(x.words.as_chunks::<N>().0) {
+            let codes = u8x32::from_slice(simd, codes).into();
+            for (sum, word) in sums.iter_mut().zip(words) {
+                *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(codes, broadcast(*word)));
             }
         }
-    }
-    for ((total, sums), x) in totals.iter_mut().zip(sums).zip(x) {
-        add_scaled(simd, total, scales, sums, x.1);
+        let scales = &scales.as_chunks().0[half];
+        for ((total, sums), &offset) in totals.iter_mut().zip(sums).zip(x.sums) {
+            add_scaled(simd, &mut total.as_chunks_mut().0[half], scales, sums, offset);
+        }
     }
 }
 
@@ -163,27 +144,16 @@ fn tile_group<const N: usize>(
 #[inline]
 fn add_scaled(
     simd: Avx2,
-    total: &mut [f32; ROWS],
-    scales: &[u16; ROWS],
-    sums: Halves,
+    total: &mut [f32; HALF],
+    scales: &[u16; HALF],
+    sums: __m256i,
     offset: i32,
 ) {
-    let halves = total.as_chunks_mut::<8>().0.iter_mut().zip(scales.as_chunks::<8>().0);
-    for ((total, scales), sums) in halves.zip(sums) {
-        let sums = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
-        let sums = _mm256_cvtepi32_ps(_mm256_sub_epi32(sums, _mm256_set1_epi32(offset)));
-        let scales = _mm256_cvtph_ps(u16x8::from_slice(simd, scales).into());
-        let old = f32x8::from_slice(simd, total).into();
-        let new = _mm256_add_ps(old, _mm256_mul_ps(scales, sums));
-        *total = f32x8::simd_from(simd, new).into();
-    }
-}
-
-#[target_feature(enable = "avx2")]
-#[inline]
-fn load(simd: Avx2, codes: &[u8; STEP]) -> Halves {
-    let (low, high) = codes.split_at(STEP / 2);
-    [u8x32::from_slice(simd, low).into(), u8x32::from_slice(simd, high).into()]
+    let sums = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+    let sums = _mm256_cvtepi32_ps(_mm256_sub_epi32(sums, _mm256_set1_epi32(offset)));
+    let scales = _mm256_cvtph_ps(u16x8::from_slice(simd, scales).into());
+    let old = f32x8::from_slice(simd, total).into();
+    *total = f32x8::simd_from(simd, _mm256_add_ps(old, _mm256_mul_ps(scales, sums))).into();
 }
 
 #[target_feature(enable = "avx2")]

@@ -8,31 +8,31 @@ use std::array;
 
 use fearless_simd::{Avx512, SimdBase, SimdFrom, f32x16, u8x64, u16x16};
 use ndarray::ArrayViewMut2;
+use tensor_utils::prefetch;
 
 use super::Activations;
-use super::block::{Block, MAX_STEPS, Stripe, TOKENS, Token, store};
+use super::activations::{Panel, TileGroup};
+use super::block::{AHEAD, MAX_WORDS, Stripe, Totals, each_panel, store};
 use super::layout::{ROWS, STEP};
 
-/// Sums of a tile: `TOKENS` tokens by `BLOCKS` blocks of rows.
-type Sums<const N: usize, const B: usize> = [[__m512i; B]; N];
-/// Codes of a group of two blocks, a byte each.
-type Planes = [[[u8; STEP]; 2]; 4 * MAX_STEPS];
-/// Totals of two blocks.
-type Totals = [[[f32; ROWS]; 2]; TOKENS];
+/// The codes plus 1 of a group: `[words][rows][4]`.
+type Planes = [[u8; STEP]; MAX_WORDS];
 
 fearless_simd::kernel!(
-    /// Writes the products of the stripe's rows with one token to `y` `[1, rows]`.
-    pub(super) fn vector(
+    /// Writes the products of the stripe's rows with 1, 2, 4 or 8 tokens to `y` `[tokens, rows]`.
+    pub(super) fn vectors(
         simd: Avx512,
         stripe: Stripe<'_>,
         x: &Activations,
         y: ArrayViewMut2<'_, f32>,
     ) {
         let mut y = y;
-        let token = x.token(0);
-        for (first_row, block) in stripe.blocks() {
-            let total = block_vector(simd, block, stripe.group_steps, token);
-            store(&mut y, 0, first_row, &total);
+        let Some((_, panel)) = x.panels().next() else { return };
+        match x.tokens() {
+            8 => each_block::<8, 4>(simd, stripe, panel, &mut y),
+            4 => each_block::<4, 4>(simd, stripe, panel, &mut y),
+            2 => each_block::<2, 2>(simd, stripe, panel, &mut y),
+            _ => each_block::<1, 1>(simd, stripe, panel, &mut y),
         }
     }
 );
@@ -45,162 +45,159 @@ fearless_simd::kernel!(
         x: &Activations,
         y: ArrayViewMut2<'_, f32>,
     ) {
-        let mut y = y;
-        let mut planes: Planes = [[[0; STEP]; 2]; 4 * MAX_STEPS];
-        for first in (0..x.tokens()).step_by(TOKENS) {
-            let mut blocks = stripe.blocks();
-            while let Some(one) = blocks.next() {
-                let count = TOKENS.min(x.tokens() - first);
-                let mut totals: Totals = [[[0.0; ROWS]; 2]; TOKENS];
-                let totals = &mut totals[..count];
-                let two = blocks.next();
-                match two {
-                    Some((_, two)) => {
-                        let blocks = [one.1, two];
-                        panel::<2>(simd, blocks, stripe.group_steps, x, first, &mut planes, totals)
-                    }
-                    None => {
-                        let blocks = [one.1];
-                        panel::<1>(simd, blocks, stripe.group_steps, x, first, &mut planes, totals)
-                    }
-                }
-                for (token, total) in (first..).zip(totals) {
-                    let scale = x.token(token).scale;
-                    for (block, total) in [Some(one), two].iter().flatten().zip(total) {
-                        store(&mut y, token, block.0, &total.map(|total| total * scale));
-                    }
+        let empty: Planes = [[0; STEP]; MAX_WORDS];
+        let unpack = |codes: &[u8], planes: &mut Planes| unpack(simd, codes, planes);
+        each_panel(stripe, x, y, empty, unpack, |planes, scales, x, totals| {
+            let pairs = planes.chunks(2).zip(scales.chunks(2)).zip(totals.chunks_mut(2));
+            for ((planes, scales), totals) in pairs {
+                match x.sums.len() {
+                    8 => add::<8>(simd, planes, scales, x, totals),
+                    4 => add::<4>(simd, planes, scales, x, totals),
+                    2 => add::<2>(simd, planes, scales, x, totals),
+                    _ => add::<1>(simd, planes, scales, x, totals),
                 }
             }
-        }
+        });
     }
 );
 
+/// Products with a single tile of `N` tokens, `M` of them at a time.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn block_vector(simd: Avx512, block: Block<'_>, group_steps: usize, x: Token<'_>) -> [f32; ROWS] {
-    let three = _mm512_set1_epi8(3);
-    let mut total = _mm512_setzero_ps();
-    let words = x.words.chunks(group_steps * 4);
-    for (((codes, scales), words), &sum) in block.groups(group_steps).zip(words).zip(x.sums) {
-        // Four chains, so that additions do not wait for each other.
-        let mut sums = [_mm512_setzero_si512(); 4];
-        sums[0] = _mm512_set1_epi32(-sum);
-        for (codes, x) in codes.as_chunks::<STEP>().0.iter().zip(words.as_chunks::<4>().0) {
-            let codes: __m512i = u8x64::from_slice(simd, codes).into();
-            let planes = [
-                codes,
-                _mm512_srli_epi16::<2>(codes),
-                _mm512_srli_epi16::<4>(codes),
-                _mm512_srli_epi16::<6>(codes),
-            ];
-            for i in 0..4 {
-                let plane = _mm512_and_si512(planes[i], three);
-                sums[i] = _mm512_dpbusd_epi32(sums[i], plane, broadcast(x[i]));
-            }
-        }
-        let low = _mm512_add_epi32(sums[0], sums[1]);
-        let sum = _mm512_add_epi32(low, _mm512_add_epi32(sums[2], sums[3]));
-        total = add_scaled(simd, total, scales, sum);
-    }
-    floats(simd, _mm512_mul_ps(total, _mm512_set1_ps(x.scale)))
-}
-
-/// Adds the products of `B` blocks with the tokens from `first` on, without the tokens' scales, to
-/// `totals`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-#[inline]
-fn panel<const B: usize>(
+fn each_block<const N: usize, const M: usize>(
     simd: Avx512,
-    blocks: [Block<'_>; B],
-    group_steps: usize,
-    x: &Activations,
-    first: usize,
-    planes: &mut Planes,
-    totals: &mut [[[f32; ROWS]; 2]],
+    stripe: Stripe<'_>,
+    x: Panel<'_>,
+    y: &mut ArrayViewMut2<'_, f32>,
 ) {
-    let mut groups = blocks.map(|block| block.groups(group_steps));
-    for g in 0..x.columns.div_ceil(x.group) {
-        let mut scales = [&[0; ROWS]; B];
-        let mut words = 0;
-        for (b, groups) in groups.iter_mut().enumerate() {
-            if let Some((codes, group_scales)) = groups.next() {
-                scales[b] = group_scales;
-                words = codes.len() / STEP * 4;
-                unpack(simd, codes, planes, b);
+    for (first_row, block) in stripe.blocks() {
+        let mut totals = [_mm512_setzero_ps(); N];
+        for ((codes, scales), x) in block.groups(stripe.group_steps).zip(x.groups()) {
+            let codes = codes.as_chunks().0;
+            let words = x.words.as_chunks::<N>().0.as_chunks().0;
+            let parts = totals.as_chunks_mut::<M>().0.iter_mut().zip(x.sums.as_chunks::<M>().0);
+            for (part, (totals, offsets)) in parts.enumerate() {
+                // The usual group of 128 without a loop.
+                let sums = match (codes.as_array::<8>(), words.as_array::<8>()) {
+                    (Some(codes), Some(words)) => group_sums(simd, codes, words, part),
+                    _ => group_sums::<N, M>(simd, codes, words, part),
+                };
+                for ((total, sum), offset) in totals.iter_mut().zip(sums).zip(offsets) {
+                    let sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(*offset));
+                    *total = add_scaled(simd, *total, scales, sum);
+                }
             }
         }
-        let planes = &planes[..words];
-        let mut token = first;
-        let mut rest = &mut *totals;
-        while rest.len() >= 8 {
-            let (tile, others) = rest.split_at_mut(8);
-            tile_group::<8, B>(simd, planes, scales, x, token, g, tile);
-            (token, rest) = (token + 8, others);
-        }
-        if rest.len() >= 4 {
-            let (tile, others) = rest.split_at_mut(4);
-            tile_group::<4, B>(simd, planes, scales, x, token, g, tile);
-            (token, rest) = (token + 4, others);
-        }
-        for tile in rest.chunks_mut(1) {
-            tile_group::<1, B>(simd, planes, scales, x, token, g, tile);
-            token += 1;
+        for (token, (total, scale)) in totals.into_iter().zip(x.scales).enumerate() {
+            let total = _mm512_mul_ps(total, _mm512_set1_ps(*scale));
+            store(y, token, first_row, &floats(simd, total));
         }
     }
 }
 
-/// The codes plus 1 of a group of block `b`.
+/// The sums of a group for a part of a tile, `M` of `N` tokens, of codes plus 1.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn group_sums<const N: usize, const M: usize>(
+    simd: Avx512,
+    codes: &[[u8; STEP]],
+    words: &[[[[i8; 4]; N]; 4]],
+    part: usize,
+) -> [__m512i; M] {
+    // Each word of a step has its own sums, so its codes can stay where they are in the byte: the sums
+    // are 1, 4, 16 and 64 times too large.
+    let masks = [0x03, 0x0c, 0x30, 0xc0_u8].map(|mask| _mm512_set1_epi8(mask as i8));
+    let mut sums = [[_mm512_setzero_si512(); 4]; M];
+    let codes = &codes[..words.len()];
+    for (step, words) in words.iter().enumerate() {
+        prefetch(codes, step + AHEAD);
+        let codes: __m512i = u8x64::from_slice(simd, &codes[step]).into();
+        for k in 0..4 {
+            let plane = _mm512_and_si512(codes, masks[k]);
+            for (sums, word) in sums.iter_mut().zip(&words[k].as_chunks::<M>().0[part]) {
+                sums[k] = _mm512_dpbusd_epi32(sums[k], plane, broadcast(*word));
+            }
+        }
+    }
+    sums.map(|[a, b, c, d]| {
+        let low = _mm512_add_epi32(a, _mm512_srai_epi32::<2>(b));
+        let high = _mm512_add_epi32(_mm512_srai_epi32::<4>(c), _mm512_srai_epi32::<6>(d));
+        _mm512_add_epi32(low, high)
+    })
+}
+
+/// The codes plus 1 of a step, word by word.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn unpack(simd: Avx512, codes: &[u8], planes: &mut Planes, b: usize) {
+fn planes(simd: Avx512, codes: &[u8; STEP]) -> [__m512i; 4] {
     let three = _mm512_set1_epi8(3);
-    let steps = codes.as_chunks::<STEP>().0.iter().zip(planes.as_chunks_mut::<4>().0);
-    for (codes, planes) in steps {
-        let codes: __m512i = u8x64::from_slice(simd, codes).into();
-        let shifted = [
-            codes,
-            _mm512_srli_epi16::<2>(codes),
-            _mm512_srli_epi16::<4>(codes),
-            _mm512_srli_epi16::<6>(codes),
-        ];
-        for (plane, shifted) in planes.iter_mut().zip(shifted) {
-            let plane_codes = _mm512_and_si512(shifted, three);
-            u8x64::simd_from(simd, plane_codes).store_slice(&mut plane[b]);
+    let codes: __m512i = u8x64::from_slice(simd, codes).into();
+    [
+        _mm512_and_si512(codes, three),
+        _mm512_and_si512(_mm512_srli_epi16::<2>(codes), three),
+        _mm512_and_si512(_mm512_srli_epi16::<4>(codes), three),
+        _mm512_and_si512(_mm512_srli_epi16::<6>(codes), three),
+    ]
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn unpack(simd: Avx512, codes: &[u8], out: &mut Planes) {
+    let codes = codes.as_chunks::<STEP>().0;
+    for (step, (one, out)) in codes.iter().zip(out.as_chunks_mut::<4>().0).enumerate() {
+        prefetch(codes, step + AHEAD);
+        for (plane, out) in planes(simd, one).into_iter().zip(out) {
+            u8x64::simd_from(simd, plane).store_slice(out);
         }
     }
 }
 
-/// Adds one group of `B` blocks for `N` tokens.
+/// Adds one group of one or two blocks for a tile of `N` tokens.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn tile_group<const N: usize, const B: usize>(
+fn add<const N: usize>(
     simd: Avx512,
-    planes: &[[[u8; STEP]; 2]],
-    scales: [&[u16; ROWS]; B],
-    x: &Activations,
-    first: usize,
-    g: usize,
-    totals: &mut [[[f32; ROWS]; 2]],
+    planes: &[Planes],
+    scales: &[&[u16; ROWS]],
+    x: TileGroup<'_>,
+    totals: &mut [&mut Totals],
 ) {
-    let words = planes.len();
-    let x: [(&[[i8; 4]], i32); N] = array::from_fn(|i| {
-        let token = x.token(first + i);
-        (&token.words[g * x.group / 4..][..words], token.sums[g])
-    });
-    let mut sums: Sums<N, B> = x.map(|(_, sum)| [_mm512_set1_epi32(-sum); B]);
-    for (k, plane) in planes.iter().enumerate() {
-        let codes: [__m512i; B] = array::from_fn(|b| u8x64::from_slice(simd, &plane[b]).into());
-        for i in 0..N {
-            let x = broadcast(x[i].0[k]);
-            for b in 0..B {
-                sums[i][b] = _mm512_dpbusd_epi32(sums[i][b], codes[b], x);
+    if let ([a, b], [p, q], [s, t]) = (planes, scales, &mut *totals) {
+        add_blocks::<N, 2>(simd, [a, b], [p, q], x, [s, t]);
+    } else if let ([a], [p], [s]) = (planes, scales, totals) {
+        add_blocks::<N, 1>(simd, [a], [p], x, [s]);
+    }
+}
+
+/// Adds one group of `B` blocks for a tile of `N` tokens.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn add_blocks<const N: usize, const B: usize>(
+    simd: Avx512,
+    planes: [&Planes; B],
+    scales: [&[u16; ROWS]; B],
+    x: TileGroup<'_>,
+    totals: [&mut Totals; B],
+) {
+    let words = x.words.as_chunks::<N>().0;
+    let planes = planes.map(|planes| &planes[..words.len()]);
+    let mut sums = [[_mm512_setzero_si512(); B]; N];
+    for (sums, sum) in sums.iter_mut().zip(x.sums) {
+        *sums = [_mm512_set1_epi32(-sum); B];
+    }
+    for (k, words) in words.iter().enumerate() {
+        let codes: [__m512i; B] = array::from_fn(|b| u8x64::from_slice(simd, &planes[b][k]).into());
+        for (sums, word) in sums.iter_mut().zip(words) {
+            let x = broadcast(*word);
+            for (sum, codes) in sums.iter_mut().zip(codes) {
+                *sum = _mm512_dpbusd_epi32(*sum, codes, x);
             }
         }
     }
-    for (total, sums) in totals.iter_mut().zip(sums) {
-        for b in 0..B {
-            let old = f32x16::from_slice(simd, &total[b]).into();
-            total[b] = floats(simd, add_scaled(simd, old, scales[b], sums[b]));
+    for (b, totals) in totals.into_iter().enumerate() {
+        for (total, sums) in totals.iter_mut().zip(&sums) {
+            let old = f32x16::from_slice(simd, total).into();
+            *total = floats(simd, add_scaled(simd, old, scales[b], sums[b]));
         }
     }
 }

@@ -4,52 +4,48 @@ use ndarray::ArrayViewMut2;
 use tensor_utils::f16;
 
 use super::Activations;
-use super::block::{MAX_STEPS, Stripe, TOKENS, store};
+use super::activations::TileGroup;
+use super::block::{MAX_WORDS, Stripe, Totals, each_panel};
 use super::layout::{ROWS, STEP};
 
+/// The codes plus 1 of a group: `[words][rows][4]`.
+type Planes = [[[i16; 4]; ROWS]; MAX_WORDS];
+
 /// Writes the products of the stripe's rows with every token to `y` `[tokens, rows]`.
-pub(super) fn product(stripe: Stripe<'_>, x: &Activations, mut y: ArrayViewMut2<'_, f32>) {
-    let mut planes = [[[0_i16; 4]; ROWS]; 4 * MAX_STEPS];
-    for (first_row, block) in stripe.blocks() {
-        for first in (0..x.tokens()).step_by(TOKENS) {
-            let tokens = first..x.tokens().min(first + TOKENS);
-            let mut totals = [[0.0_f32; ROWS]; TOKENS];
-            for (g, (codes, scales)) in block.groups(stripe.group_steps).enumerate() {
-                let words = codes.len() / STEP * 4;
-                unpack(codes, &mut planes);
-                let scales = scales.map(|bits| f16::from_bits(bits).to_f32());
-                for (token, total) in tokens.clone().zip(&mut totals) {
-                    let token = x.token(token);
-                    let x = &token.words[g * stripe.group_steps * 4..][..words];
-                    let mut sums = [-token.sums[g]; ROWS];
-                    for (plane, x) in planes.iter().zip(x) {
-                        let x = x.map(i32::from);
-                        for (sum, codes) in sums.iter_mut().zip(plane) {
-                            let codes = codes.map(i32::from);
-                            *sum += codes[0] * x[0] + codes[1] * x[1];
-                            *sum += codes[2] * x[2] + codes[3] * x[3];
-                        }
-                    }
-                    for ((total, scale), sum) in total.iter_mut().zip(scales).zip(sums) {
-                        *total += scale * sum as f32;
-                    }
-                }
-            }
-            for (token, total) in tokens.zip(&totals) {
-                let scale = x.token(token).scale;
-                store(&mut y, token, first_row, &total.map(|total| total * scale));
-            }
+pub(super) fn product(stripe: Stripe<'_>, x: &Activations, y: ArrayViewMut2<'_, f32>) {
+    each_panel(stripe, x, y, [[[0; 4]; ROWS]; MAX_WORDS], unpack, |planes, scales, x, totals| {
+        for ((planes, scales), totals) in planes.iter().zip(scales).zip(totals) {
+            add(planes, scales, x, totals);
         }
-    }
+    });
 }
 
-/// The codes plus 1 of a group: `[words][rows][4]`.
-fn unpack(codes: &[u8], planes: &mut [[[i16; 4]; ROWS]]) {
+fn unpack(codes: &[u8], planes: &mut Planes) {
     for (step, planes) in codes.as_chunks::<STEP>().0.iter().zip(planes.as_chunks_mut::<4>().0) {
         for (shift, plane) in (0..).step_by(2).zip(planes) {
             for (bytes, row) in step.as_chunks::<4>().0.iter().zip(plane) {
                 *row = bytes.map(|byte| i16::from(byte >> shift & 3));
             }
+        }
+    }
+}
+
+/// Adds one group of a block for a tile of tokens.
+fn add(planes: &Planes, scales: &[u16; ROWS], x: TileGroup<'_>, totals: &mut Totals) {
+    let tokens = x.sums.len();
+    let scales = scales.map(|bits| f16::from_bits(bits).to_f32());
+    for (token, (total, &sum)) in totals.iter_mut().zip(x.sums).enumerate() {
+        let mut sums = [-sum; ROWS];
+        for (plane, words) in planes.iter().zip(x.words.chunks_exact(tokens)) {
+            let x = words[token].map(i32::from);
+            for (sum, codes) in sums.iter_mut().zip(plane) {
+                let codes = codes.map(i32::from);
+                *sum += codes[0] * x[0] + codes[1] * x[1];
+                *sum += codes[2] * x[2] + codes[3] * x[3];
+            }
+        }
+        for ((total, scale), sum) in total.iter_mut().zip(scales).zip(sums) {
+            *total += scale * sum as f32;
         }
     }
 }

@@ -5,7 +5,7 @@ use ndarray::{Array2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 use tensor_utils::{Isa, IsaError, check_shape, try_array};
 
-use super::block::Stripe;
+use super::block::{BLOCKS, Stripe};
 use super::layout::{COLUMNS, ROWS, STEP};
 use super::{Activations, PackedMatrix, portable};
 use crate::{Error, Tiling};
@@ -42,9 +42,9 @@ impl PackedMatrix {
     ) -> Result<(), Error> {
         check_shape("x", &[x.tokens(), x.columns()], &[x.tokens(), self.columns])?;
         check_shape("y", y.shape(), &[x.tokens(), self.rows])?;
-        if x.group != self.group {
+        if x.group() != self.group {
             let what = format!("{}, as that of the matrix", self.group);
-            return Err(Error::option("group", what, x.group));
+            return Err(Error::option("group", what, x.group()));
         }
         let path = Path::new(tiling.isa.map_or_else(Isa::active, Ok)?)?;
         if y.is_empty() || self.columns == 0 {
@@ -56,7 +56,7 @@ impl PackedMatrix {
             return Ok(());
         }
         let block_bytes = self.steps() * STEP;
-        let blocks = GRAIN.div_ceil(block_bytes).next_multiple_of(2);
+        let blocks = GRAIN.div_ceil(block_bytes).next_multiple_of(BLOCKS);
         let scales = self.scales.par_chunks(blocks * self.groups() * ROWS);
         let stripes = self.codes.par_chunks(blocks * block_bytes).zip(scales);
         let outputs: Vec<_> = y.axis_chunks_iter_mut(Axis(1), blocks * ROWS).collect();
@@ -101,7 +101,9 @@ impl Path {
             #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
             Self::Avx2(simd) => super::avx2::matrix(simd, stripe, x, y),
             #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-            Self::Avx512(simd) if x.tokens() == 1 => super::avx512::vector(simd, stripe, x, y),
+            Self::Avx512(simd) if matches!(x.tokens(), 1 | 2 | 4 | 8) => {
+                super::avx512::vectors(simd, stripe, x, y)
+            }
             #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
             Self::Avx512(simd) => super::avx512::matrix(simd, stripe, x, y),
         }

@@ -7,6 +7,9 @@ use ternary_train::generate::{GenerateOptions, generate};
 use ternary_train::infer::Model;
 use ternary_train::{Config, Projection, Weights};
 
+use super::Pairs;
+use super::machine::Machine;
+
 /// The shape of Qwen3-0.6B.
 fn config() -> Config {
     Config {
@@ -35,14 +38,23 @@ pub(super) fn run() -> Result<()> {
     let matrices = float.bytes() / 4;
     println!("random model of the shape of Qwen3-0.6B, {} parameters", config.parameters());
     println!("packed {:.3} bits a weight", packed.bytes() as f64 * 8.0 / matrices as f64);
-    let mut best = [f64::INFINITY; 2];
-    for _ in 0..3 {
-        for ((model, tokens), best) in [(&float, 8), (&packed, 48)].into_iter().zip(&mut best) {
-            *best = best.min(seconds_a_token(model, tokens)?);
+    let machine = Machine::new();
+    let mut pairs = Pairs::default();
+    for _ in 0..6 {
+        let bandwidth = machine.read_bandwidth();
+        let mut results = [0.0; 5];
+        for (i, (model, tokens)) in [(&float, 8), (&packed, 48)].into_iter().enumerate() {
+            let speed = 1.0 / seconds_a_token(model, tokens)?;
+            results[2 * i] = speed;
+            results[2 * i + 1] = 100.0 * speed * model.bytes() as f64 / bandwidth;
         }
+        results[4] = results[2] / results[0];
+        pairs.add(results);
     }
-    let [float, packed] = best.map(|seconds| 1.0 / seconds);
-    println!("float {float:.1} tokens/s, packed {packed:.1} tokens/s: {:.1} times", packed / float);
+    let [float, float_read, packed, packed_read, ratio] = pairs.medians();
+    println!("float  {float:6.1} tokens/s, weights read at {float_read:3.0} % of the bandwidth");
+    println!("packed {packed:6.1} tokens/s, weights read at {packed_read:3.0} % of the bandwidth");
+    println!("packed generation is {ratio:.1} times as fast");
     Ok(())
 }
 

@@ -1,54 +1,58 @@
 //! What the machine can do: reading memory, and int8 products in registers.
 
 use std::hint::black_box;
+use std::time::Instant;
 
-use anyhow::Result;
 use rayon::prelude::*;
 
-use super::median;
-
-/// Bytes read by a call of the bandwidth measurement, far more than a cache holds.
+/// Bytes of memory that is read, far more than a cache holds.
 const BYTES: usize = 1 << 28;
 
-/// Bytes a second that all threads together read from memory.
-pub(super) fn read_bandwidth() -> Result<f64> {
-    let data = vec![1_u64; BYTES / 8];
-    let seconds = median(9, || {
-        let sums: Vec<u64> = data
-            .par_chunks(1 << 17)
-            .map(|part| {
-                let mut sums = [0_u64; 32];
-                for chunk in part.as_chunks::<32>().0 {
-                    for (sum, x) in sums.iter_mut().zip(chunk) {
-                        *sum = sum.wrapping_add(*x);
-                    }
-                }
-                sums.iter().sum()
-            })
-            .collect();
+/// The limits of the machine, measured whenever they are asked for: they change with what its other
+/// users do, so a ratio to them wants both sides measured at the same time.
+pub(super) struct Machine {
+    data: Vec<u64>,
+}
+
+impl Machine {
+    pub(super) fn new() -> Self {
+        Self { data: vec![1; BYTES / 8] }
+    }
+
+    /// Bytes a second that all threads together read from memory.
+    pub(super) fn read_bandwidth(&self) -> f64 {
+        let start = Instant::now();
+        let sums: Vec<u64> = self.data.par_chunks(1 << 17).map(sum).collect();
         black_box(sums);
-        Ok(())
-    })?;
-    Ok(BYTES as f64 / seconds)
-}
+        BYTES as f64 / start.elapsed().as_secs_f64()
+    }
 
-/// Operations a second (two a product) of `vpdpbusd` on registers, all threads together; `None` where
-/// there is no AVX-512.
-#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-pub(super) fn int8_peak() -> Result<Option<f64>> {
-    const STEPS: usize = 1 << 22;
-    let Some(simd) = fearless_simd::Level::new().as_avx512() else { return Ok(None) };
-    let threads = rayon::current_num_threads();
-    let seconds = median(5, || {
+    /// Operations a second (two a product) of `vpdpbusd` on registers, all threads together; `None`
+    /// where there is no AVX-512.
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    pub(super) fn int8_peak(&self) -> Option<f64> {
+        const STEPS: usize = 1 << 21;
+        let simd = fearless_simd::Level::new().as_avx512()?;
+        let start = Instant::now();
         rayon::broadcast(|_| black_box(dot_products(simd, black_box(STEPS))));
-        Ok(())
-    })?;
-    Ok(Some((threads * STEPS * CHAINS * 64 * 2) as f64 / seconds))
+        let operations = rayon::current_num_threads() * STEPS * CHAINS * 64 * 2;
+        Some(operations as f64 / start.elapsed().as_secs_f64())
+    }
+
+    #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
+    pub(super) fn int8_peak(&self) -> Option<f64> {
+        None
+    }
 }
 
-#[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
-pub(super) fn int8_peak() -> Result<Option<f64>> {
-    Ok(None)
+fn sum(part: &[u64]) -> u64 {
+    let mut sums = [0_u64; 32];
+    for chunk in part.as_chunks::<32>().0 {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            *sum = sum.wrapping_add(*x);
+        }
+    }
+    sums.iter().sum()
 }
 
 /// Sums that do not wait for each other.

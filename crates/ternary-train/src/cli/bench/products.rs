@@ -1,11 +1,13 @@
 //! Products with a matrix of 4096 x 14336, by number of tokens.
 
+use std::time::Instant;
+
 use anyhow::Result;
 use ndarray::Array2;
 use ternary_train::{Activations, PackedMatrix, Ternary, Tiling};
 
-use super::machine::{int8_peak, read_bandwidth};
-use super::median;
+use super::Pairs;
+use super::machine::Machine;
 
 const ROWS: usize = 4096;
 const COLUMNS: usize = 14336;
@@ -24,31 +26,38 @@ pub(super) fn run() -> Result<()> {
             })
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let (bandwidth, peak) = (read_bandwidth()?, int8_peak()?);
+    let machine = Machine::new();
     println!("{ROWS} x {COLUMNS}, {} threads", rayon::current_num_threads());
-    println!("read bandwidth {:.1} GB/s", bandwidth / 1e9);
-    if let Some(peak) = peak {
-        println!("int8 peak {:.0} GOP/s", peak / 1e9);
-    }
+    println!("medians of pairs: products in turn with reading memory and with int8 in registers");
     for tokens in [1, 2, 4, 8, 16, 64, 512] {
         let x = Array2::from_shape_fn((tokens, COLUMNS), |(t, j)| ((t * 31 + j) % 255) as f32);
         let x = Activations::new(&x, group)?;
         let mut y = Array2::zeros((tokens, ROWS));
+        // A few at once, as long as the other side of the pair takes.
+        let calls = if tokens > 8 { 2 } else { MATRICES };
         let mut turn = 0;
-        let seconds = median(if tokens > 64 { 7 } else { 33 }, || {
-            turn += 1;
-            packed[turn % MATRICES].product_into(y.view_mut(), &x, &Tiling::default())?;
-            Ok(())
-        })?;
-        let bytes = packed[0].bytes() as f64 / seconds;
-        let operations = (2 * tokens * ROWS * COLUMNS) as f64 / seconds;
-        print!("{tokens:4} tokens {:8.0} us", seconds * 1e6);
-        print!("  {:6.1} GB/s ({:3.0} % of reading)", bytes / 1e9, 100.0 * bytes / bandwidth);
-        print!("  {:6.0} GOP/s", operations / 1e9);
-        match peak {
-            Some(peak) => println!(" ({:2.0} % of the peak)", 100.0 * operations / peak),
-            None => println!(),
+        let mut pairs = Pairs::default();
+        for _ in 0..=if tokens > 64 { 5 } else { 15 } {
+            let bandwidth = machine.read_bandwidth();
+            let start = Instant::now();
+            for _ in 0..calls {
+                turn += 1;
+                packed[turn % MATRICES].product_into(y.view_mut(), &x, &Tiling::default())?;
+            }
+            let seconds = start.elapsed().as_secs_f64() / calls as f64;
+            let bytes = packed[0].bytes() as f64 / seconds;
+            let operations = (2 * tokens * ROWS * COLUMNS) as f64 / seconds;
+            let peak = machine.int8_peak().unwrap_or(f64::INFINITY);
+            pairs.add([seconds, bytes, bytes / bandwidth, operations, operations / peak]);
         }
+        let [seconds, bytes, of_bandwidth, operations, of_peak] = pairs.medians();
+        print!("{tokens:4} tokens {:8.0} us", seconds * 1e6);
+        print!("  {:6.1} GB/s ({:3.0} % of reading)", bytes / 1e9, 100.0 * of_bandwidth);
+        println!("  {:6.0} GOP/s ({:2.0} % of the peak)", operations / 1e9, 100.0 * of_peak);
+    }
+    println!("reading {:.1} GB/s", machine.read_bandwidth() / 1e9);
+    if let Some(peak) = machine.int8_peak() {
+        println!("int8 in registers {:.0} GOP/s", peak / 1e9);
     }
     Ok(())
 }
