@@ -6,11 +6,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array2, Array3};
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt, SeedableRng};
 use safetensors::SafeTensors;
-use ternary_train::formats::read_folder;
+use ternary_train::formats::{read_folder, write_gguf};
 use ternary_train::generate::{GenerateOptions, generate};
 use ternary_train::infer::{Chunk, LogitRows, Model};
-use ternary_train::{Activations, Config, PackedMatrix, Preset, Projection, Ternary, Tiling};
+use ternary_train::{
+    Activations, Config, PackedMatrix, Preset, Projection, Ternary, Tiling, Tokenizer, Weights,
+};
 
 fn cases(kernel: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(kernel);
@@ -112,6 +116,69 @@ fn models_give_the_logits_and_tokens_of_transformers() {
             assert_eq!(got, &wanted.to_vec(), "{:?}", case.path);
         }
     }
+}
+
+/// The model whose file `fixtures/llama_cpp.mjs` gave to llama.cpp.
+fn model_for_llama_cpp() -> (Config, Weights) {
+    let config = Config {
+        hidden_size: 64,
+        intermediate_size: 128,
+        num_hidden_layers: 2,
+        head_dim: 16,
+        rope_theta: 1e6,
+        ternary: Some(Projection { group: 64, ..Projection::default() }),
+        ..Preset::Nano.config(256)
+    };
+    let mut weights = Weights::random(&config, 6).unwrap();
+    let rng = &mut ChaCha8Rng::seed_from_u64(6);
+    // Norms of 1 would hide which is which.
+    for norm in weights.norms_mut() {
+        norm.weight.iter_mut().for_each(|x| *x = 0.5 + rng.random::<f32>());
+    }
+    weights.project(config.ternary.unwrap()).unwrap();
+    (config, weights)
+}
+
+fn llama_cpp(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/llama-cpp").join(file)
+}
+
+#[test]
+#[ignore = "writes the fixture; run by hand as fixtures/README.md says"]
+fn write_the_file_for_llama_cpp() {
+    let (config, weights) = model_for_llama_cpp();
+    let path = llama_cpp("model.gguf");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    write_gguf(&path, &config, &weights, &Tokenizer::bytes()).unwrap();
+}
+
+/// The file is the very one that llama.cpp read, and what it computed is what we compute, so names, axes,
+/// norms, turns, the tied head and the order of codes mean the same to both.
+#[test]
+fn llama_cpp_reads_what_is_written() {
+    let (config, weights) = model_for_llama_cpp();
+    let folder = tempfile::TempDir::new().unwrap();
+    let path = folder.path().join("model.gguf");
+    write_gguf(&path, &config, &weights, &Tokenizer::bytes()).unwrap();
+    assert!(fs::read(path).unwrap() == fs::read(llama_cpp("model.gguf")).unwrap());
+    let model = Model::like_llama_cpp(config, weights).unwrap();
+    let text = fs::read_to_string(llama_cpp("logits.json")).unwrap();
+    let texts: Vec<(Vec<u32>, Vec<Vec<f32>>)> = serde_json::from_str(&text).unwrap();
+    let (mut rows, mut equal) = (0, 0);
+    for (tokens, wanted) in &texts {
+        let mut cache = model.cache(tokens.len()).unwrap();
+        let seq = cache.create().unwrap();
+        let got = model.forward(&mut cache, &[Chunk::line(seq, tokens)], LogitRows::All).unwrap();
+        for (got, wanted) in got.outer_iter().zip(wanted) {
+            let differences = got.iter().zip(wanted).map(|(got, wanted)| (got - wanted).abs());
+            let most = differences.fold(0.0, f32::max);
+            // A number within 1e-7 of the edge between two integers may be rounded to either.
+            assert!(most < 0.2, "{most}");
+            equal += usize::from(most < 1e-5);
+            rows += 1;
+        }
+    }
+    assert!(rows >= 24 && equal * 4 >= rows * 3, "{equal} of {rows} rows are equal");
 }
 
 #[test]

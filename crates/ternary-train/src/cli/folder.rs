@@ -20,10 +20,24 @@ pub(crate) fn open(folder: &Path) -> Result<(Config, Weights, Tokenizer)> {
     Ok((config, weights, tokenizer))
 }
 
-/// The model ready to run: packed if its weights are ternary, unless `float` is asked for.
-pub(crate) fn open_model(folder: &Path, float: bool) -> Result<(Model, Tokenizer)> {
+/// How products are computed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Arithmetic {
+    /// Packed if the weights are ternary, else in f32.
+    OfTheModel,
+    /// In f32.
+    Float,
+    /// In f32, with activations rounded as llama.cpp rounds them.
+    LlamaCpp,
+}
+
+/// The model ready to run.
+pub(crate) fn open_model(folder: &Path, arithmetic: Arithmetic) -> Result<(Model, Tokenizer)> {
     let (config, weights, tokenizer) = open(folder)?;
-    let is_packed = config.ternary.is_some() && !float;
-    let model = if is_packed { Model::packed } else { Model::float }(config, weights)?;
-    Ok((model, tokenizer))
+    let model = match arithmetic {
+        Arithmetic::OfTheModel if config.ternary.is_some() => Model::packed(config, weights),
+        Arithmetic::OfTheModel | Arithmetic::Float => Model::float(config, weights),
+        Arithmetic::LlamaCpp => Model::like_llama_cpp(config, weights),
+    };
+    Ok((model?, tokenizer))
 }

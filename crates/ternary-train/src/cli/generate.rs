@@ -13,7 +13,7 @@ use ternary_train::generate::{
 };
 use ternary_train::infer::Model;
 
-use super::folder::open_model;
+use super::folder::{Arithmetic, open_model};
 
 /// Continues prompts: greedily, unless told otherwise.
 #[derive(Args)]
@@ -51,6 +51,10 @@ pub(crate) struct Generate {
     /// Compute in f32 even if the weights are ternary.
     #[arg(long)]
     float: bool,
+    /// Compute in f32, with activations rounded as llama.cpp rounds them for Q2_0: the tokens that it
+    /// finds with the exported file.
+    #[arg(long, conflicts_with = "float")]
+    like_llama_cpp: bool,
     /// Print a JSON list with the tokens of each prompt and of its continuation, and no text.
     #[arg(long)]
     json: bool,
@@ -66,7 +70,12 @@ struct Texts {
 
 impl Generate {
     pub(crate) fn run(self) -> Result<()> {
-        let (model, tokenizer) = open_model(&self.model, self.float)?;
+        let arithmetic = match (self.float, self.like_llama_cpp) {
+            (true, _) => Arithmetic::Float,
+            (_, true) => Arithmetic::LlamaCpp,
+            _ => Arithmetic::OfTheModel,
+        };
+        let (model, tokenizer) = open_model(&self.model, arithmetic)?;
         let prompts = self
             .prompt
             .iter()

@@ -43,6 +43,18 @@ impl Model {
         Self::build(config, weights, |w| Ok(Matrix::Float(w.as_standard_layout().into_owned())))
     }
 
+    /// A model that computes in f32, but rounds activations before every product as llama.cpp does for
+    /// weights of type `Q2_0`: to int8 in blocks of 32 with an f16 scale. Its logits are llama.cpp's to
+    /// within the rounding of f32, where [`float`](Self::float)'s and [`packed`](Self::packed)'s are
+    /// within that of 8 bits; to check an exported file with.
+    ///
+    /// # Errors
+    /// As [`float`](Self::float).
+    pub fn like_llama_cpp(config: Config, weights: Weights) -> Result<Self, Error> {
+        weights.check(&config)?;
+        Self::build(config, weights, |w| Ok(Matrix::Blocks(w.as_standard_layout().into_owned())))
+    }
+
     /// A model whose matrices are packed: 2 bits a weight, activations in int8 per token. The weights
     /// have to be ternary already ([`Weights::project`] makes them so), and nothing of them is lost.
     ///
