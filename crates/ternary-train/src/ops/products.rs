@@ -1,14 +1,14 @@
 //! Matrix products, several in one parallel region.
 //!
-//! The rows of each result are cut into tasks. In a task the right operand is packed panel by
-//! panel and multiplied with register tiles ([`tensor_utils::tile`]); the packing costs a few
+//! The rows of each result are cut into tasks. In a task the right operand is packed a few panels at a
+//! time and multiplied with register tiles ([`tensor_utils::tile`]); the packing costs a few
 //! per cent, since a panel serves all rows of the task.
 
 use std::borrow::Cow;
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;
-use tensor_utils::simd::Simd;
+use tensor_utils::simd::{Simd, SimdBase};
 use tensor_utils::tile::pack::{copy_rows, pack_transposed, panel_depth};
 use tensor_utils::tile::{
     Sums, UNROLL, lanes, load, panel_width, product_columns, product_rows, row_stride, store, tiles,
@@ -17,12 +17,14 @@ use tensor_utils::{Float, Isa, check_shape};
 
 use super::{OpError, Real};
 
-/// Rows of a result in one task, with a common dimension along the rows of the left operand.
-const ROWS: usize = 192;
-/// The same for results with fewer rows, so that there is a task for every thread.
-const FEW_ROWS: usize = 96;
-/// Rows of a result in one task, with a common dimension along the columns.
-const COLUMNS: usize = 96;
+/// Rows of a result in one task, at least. A task packs the right operand for itself.
+const FEWEST_ROWS: usize = 96;
+/// Numbers of the right operand that are packed at once, about: half of a small level-2 cache.
+const PACKED: usize = 1 << 16;
+/// Panels that are packed at once, at most, so that a row of the operand is read in long pieces.
+const PANELS: usize = 4;
+/// Columns of the widest panel.
+const MAX_WIDTH: usize = 32;
 /// Common dimension that is summed in registers before it is added to the result, along columns.
 const DEPTH: usize = 256;
 
@@ -98,11 +100,8 @@ pub fn products<A: Real>(products: Vec<Product<'_, A>>) -> Result<(), OpError> {
     }
     let mut tasks = Vec::new();
     for (c, (rows, columns), terms, add) in &mut checked {
-        let chunk = match *rows {
-            _ if terms.iter().any(|term| term.form == Form::Tn) => COLUMNS,
-            rows if rows < 8 * ROWS => FEW_ROWS,
-            _ => ROWS,
-        };
+        let along_columns = terms.iter().any(|term| term.form == Form::Tn);
+        let chunk = rows_of_a_task(*rows, along_columns);
         let (columns, add) = (*columns, *add);
         for (index, c) in c.chunks_mut((chunk * columns).max(1)).enumerate() {
             tasks.push(Task { c, columns, first: index * chunk, terms, add });
@@ -112,6 +111,13 @@ pub fn products<A: Real>(products: Vec<Product<'_, A>>) -> Result<(), OpError> {
         return tasks.into_iter().try_for_each(|task| A::compute(isa, task));
     }
     tasks.into_par_iter().with_max_len(1).try_for_each(|task| A::compute(isa, task))
+}
+
+/// Rows of a result in one task, a multiple of the tallest tile: a function of the shape alone.
+/// Results with a common dimension along the columns are computed beside others, so a few tasks do.
+fn rows_of_a_task(rows: usize, along_columns: bool) -> usize {
+    let (tasks, most) = if along_columns { (4, 2 * FEWEST_ROWS) } else { (8, 4 * FEWEST_ROWS) };
+    rows.div_ceil(tasks).next_multiple_of(12).clamp(FEWEST_ROWS, most)
 }
 
 impl<'a, A> Term<'a, A> {
@@ -176,6 +182,12 @@ fn along_rows<S: Simd, A: Float>(
 ) {
     let rows = c.len() / columns;
     let depth = term.depth;
+    if depth == 0 {
+        if !add {
+            c.fill(A::ZERO);
+        }
+        return;
+    }
     let width = panel_width::<S, A>();
     let padded_depth = panel_depth(depth);
     let a = &term.a[first * depth..][..rows * depth];
@@ -187,76 +199,32 @@ fn along_rows<S: Simd, A: Float>(
         copy_rows(simd, matrix(a, depth), A::ONE, &mut padded, stride);
         (Cow::Owned(padded), stride)
     };
-    let mut panel = vec![A::ZERO; padded_depth * width];
+    let count = panels_at_once(padded_depth * width);
+    let mut panels = vec![A::ZERO; count * padded_depth * width];
     let mut scratch = vec![A::ZERO; lanes::<S, A>() * depth.next_multiple_of(lanes::<S, A>())];
-    for column in (0..columns).step_by(width) {
-        let filled = width.min(columns - column);
+    for block in (0..columns).step_by(count * width) {
+        let filled = (count * width).min(columns - block);
         if term.form == Form::Nt {
-            let b = matrix(&term.b[column * depth..][..filled * depth], depth);
-            pack_transposed(simd, b, &mut panel, &mut scratch);
+            let b = matrix(&term.b[block * depth..][..filled * depth], depth);
+            pack_transposed(simd, b, &mut panels, &mut scratch);
         } else {
-            copy_panel(simd, term.b, columns, column, filled, &mut panel);
+            copy_panels(simd, term.b, columns, block, filled, &mut panels, padded_depth);
         }
-        simd.vectorize(
-            #[inline(always)]
-            || {
-                for (row, height) in tiles::<S, A>(rows) {
-                    let a = &a[row * a_stride..];
-                    let c = &mut c[row * columns + column..];
-                    macro_rules! tile {
-                        ($height:literal) => {{
-                            let sums: Sums<S, A, $height, 2> =
-                                product_rows(simd, padded_depth, a, a_stride, &panel);
-                            put(simd, &sums, c, columns, filled, add);
-                        }};
-                    }
-                    match height {
-                        12 => tile!(12),
-                        6 => tile!(6),
-                        4 => tile!(4),
-                        2 => tile!(2),
-                        _ => tile!(1),
-                    }
-                }
-            },
-        );
-    }
-}
-
-/// `C (+)= A^T B`: blocks of the common dimension, in each of them panels of `B`.
-fn along_columns<S: Simd, A: Float>(
-    simd: S,
-    c: &mut [A],
-    columns: usize,
-    first: usize,
-    term: &Operands<'_, A>,
-    add: bool,
-) {
-    let rows = c.len() / columns;
-    let width = panel_width::<S, A>();
-    let mut panel = vec![A::ZERO; DEPTH.min(term.depth) * width];
-    if term.depth == 0 && !add {
-        c.fill(A::ZERO);
-    }
-    for start in (0..term.depth).step_by(DEPTH) {
-        let depth = DEPTH.min(term.depth - start);
-        let a = &term.a[start * term.a_columns + first..];
-        let add = add || start > 0;
-        for column in (0..columns).step_by(width) {
+        for (panel, column) in
+            panels.chunks_exact(padded_depth * width).zip((block..block + filled).step_by(width))
+        {
             let filled = width.min(columns - column);
-            let panel = &mut panel[..depth * width];
-            copy_panel(simd, &term.b[start * columns..], columns, column, filled, panel);
             simd.vectorize(
                 #[inline(always)]
                 || {
                     for (row, height) in tiles::<S, A>(rows) {
-                        let a = &a[row..];
+                        let a = &a[row * a_stride..];
                         let c = &mut c[row * columns + column..];
                         macro_rules! tile {
                             ($height:literal) => {{
                                 let sums: Sums<S, A, $height, 2> =
-                                    product_columns(simd, depth, a, term.a_columns, panel, width);
-                                put(simd, &sums, c, columns, filled, add);
+                                    product_rows(simd, padded_depth, a, a_stride, panel);
+                                put(simd, sums, c, columns, filled, add);
                             }};
                         }
                         match height {
@@ -273,26 +241,101 @@ fn along_columns<S: Simd, A: Float>(
     }
 }
 
-/// Copies `filled` columns of a matrix, from `column` on, to a panel.
-fn copy_panel<S: Simd, A: Float>(
+/// `C (+)= A^T B`: blocks of the common dimension, in each of them panels of `B`.
+fn along_columns<S: Simd, A: Float>(
+    simd: S,
+    c: &mut [A],
+    columns: usize,
+    first: usize,
+    term: &Operands<'_, A>,
+    add: bool,
+) {
+    let rows = c.len() / columns;
+    let width = panel_width::<S, A>();
+    let most = DEPTH.min(term.depth).max(1);
+    let count = panels_at_once(most * width);
+    let mut panels = vec![A::ZERO; count * most * width];
+    if term.depth == 0 && !add {
+        c.fill(A::ZERO);
+    }
+    for start in (0..term.depth).step_by(DEPTH) {
+        let depth = DEPTH.min(term.depth - start);
+        let a = &term.a[start * term.a_columns + first..];
+        let b = &term.b[start * columns..][..depth * columns];
+        let add = add || start > 0;
+        for block in (0..columns).step_by(count * width) {
+            let filled = (count * width).min(columns - block);
+            copy_panels(simd, b, columns, block, filled, &mut panels, most);
+            for (panel, column) in
+                panels.chunks_exact(most * width).zip((block..block + filled).step_by(width))
+            {
+                let filled = width.min(columns - column);
+                simd.vectorize(
+                    #[inline(always)]
+                    || {
+                        for (row, height) in tiles::<S, A>(rows) {
+                            let a = &a[row..];
+                            let c = &mut c[row * columns + column..];
+                            macro_rules! tile {
+                                ($height:literal) => {{
+                                    let sums: Sums<S, A, $height, 2> = product_columns(
+                                        simd,
+                                        depth,
+                                        a,
+                                        term.a_columns,
+                                        panel,
+                                        width,
+                                    );
+                                    put(simd, sums, c, columns, filled, add);
+                                }};
+                            }
+                            match height {
+                                12 => tile!(12),
+                                6 => tile!(6),
+                                4 => tile!(4),
+                                2 => tile!(2),
+                                _ => tile!(1),
+                            }
+                        }
+                    },
+                );
+            }
+        }
+    }
+}
+
+/// How many panels of `size` numbers are packed at once.
+fn panels_at_once(size: usize) -> usize {
+    (PACKED / size.max(1)).clamp(1, PANELS)
+}
+
+/// Copies `filled` columns of a matrix, from `column` on, to panels of `depth` rows; rows that the
+/// matrix does not have are left as they are.
+fn copy_panels<S: Simd, A: Float>(
     simd: S,
     b: &[A],
     columns: usize,
     column: usize,
     filled: usize,
-    panel: &mut [A],
+    panels: &mut [A],
+    depth: usize,
 ) {
-    let width = panel_width::<S, A>();
+    let (width, lanes) = (panel_width::<S, A>(), lanes::<S, A>());
     simd.vectorize(
         #[inline(always)]
         || {
-            for (to, from) in panel.chunks_exact_mut(width).zip(b.chunks(columns)) {
-                let from = &from[column..][..filled];
-                if filled == width {
-                    store(&load::<S, A, 2>(simd, from), to);
-                } else {
-                    to[..filled].copy_from_slice(from);
-                    to[filled..].fill(A::ZERO);
+            for (k, row) in b.chunks_exact(columns).enumerate() {
+                let from = row[column..][..filled].chunks(width);
+                for (from, panel) in from.zip(panels.chunks_exact_mut(depth * width)) {
+                    let to = &mut panel[k * width..][..width];
+                    if from.len() == width {
+                        let (low, high) = from.split_at(lanes);
+                        A::Vector::<S>::from_slice(simd, low).store_slice(&mut to[..lanes]);
+                        A::Vector::<S>::from_slice(simd, high).store_slice(&mut to[lanes..]);
+                    } else {
+                        to[..from.len()].copy_from_slice(from);
+                        to[from.len()..].fill(A::ZERO);
+                    }
                 }
             }
         },
@@ -300,31 +343,38 @@ fn copy_panel<S: Simd, A: Float>(
 }
 
 /// Writes or adds the first `filled` columns of sums to rows `stride` apart.
+///
+/// The loops over `sums` are short enough to be unrolled; otherwise the sums would have an address, and
+/// every turn of the product's loop would store them there.
 #[inline(always)]
 fn put<S: Simd, A: Float, const ROWS: usize>(
     simd: S,
-    sums: &Sums<S, A, ROWS, 2>,
+    sums: Sums<S, A, ROWS, 2>,
     c: &mut [A],
     stride: usize,
     filled: usize,
     add: bool,
 ) {
     let width = panel_width::<S, A>();
-    for (i, sums) in sums.iter().enumerate() {
-        let c = &mut c[i * stride..][..filled];
-        if filled == width {
-            let mut sums = *sums;
-            if add {
-                let old = load::<S, A, 2>(simd, c);
-                sums = [old[0] + sums[0], old[1] + sums[1]];
-            }
-            store(&sums, c);
-        } else {
-            let mut row = [A::ZERO; 32];
-            store(sums, &mut row[..width]);
-            for (c, &sum) in c.iter_mut().zip(&row) {
+    if filled < width {
+        let mut rows = [[A::ZERO; MAX_WIDTH]; ROWS];
+        for i in 0..ROWS {
+            store(&sums[i], &mut rows[i][..width]);
+        }
+        for (row, c) in rows.iter().zip(c.chunks_mut(stride)) {
+            for (c, &sum) in c[..filled].iter_mut().zip(row) {
                 *c = if add { *c + sum } else { sum };
             }
+        }
+    } else if add {
+        for i in 0..ROWS {
+            let c = &mut c[i * stride..][..width];
+            let old = load::<S, A, 2>(simd, c);
+            store(&[old[0] + sums[i][0], old[1] + sums[i][1]], c);
+        }
+    } else {
+        for i in 0..ROWS {
+            store(&sums[i], &mut c[i * stride..][..width]);
         }
     }
 }
