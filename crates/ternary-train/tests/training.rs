@@ -48,6 +48,58 @@ fn bits(weights: &Weights) -> Vec<u32> {
 }
 
 #[test]
+fn rates_belong_to_their_kind_of_weights() {
+    // The first update of AdamW has the size of the learning rate, whatever the gradient is.
+    let own = TrainOptions {
+        embedding_rate: 2.0,
+        residual_rate: 0.5,
+        norm_rate: 4.0,
+        weight_decay: 0.0,
+        ..options()
+    };
+    let common = TrainOptions { weight_decay: 0.0, ..options() };
+    for config in [tiny(false), Config { tie_word_embeddings: false, ..tiny(false) }] {
+        let start = Weights::random(&config, 5).unwrap();
+        let after = |options: &TrainOptions| {
+            let mut trainer = Trainer::new(&config, options, &start).unwrap();
+            trainer.step(&text()).unwrap();
+            trainer.weights().unwrap()
+        };
+        let (own, common) = (after(&own), after(&common));
+        let moved = |before: f32, after: f32| f64::from(after) - f64::from(before);
+        let mut compared = 0;
+        let mut compare = |name: &str, factor: f64, [start, own, common]: [f32; 3]| {
+            let (own, common) = (moved(start, own), moved(start, common));
+            compared += usize::from(common != 0.0);
+            let rounding = 1e-6 + 1e-3 * common.abs();
+            assert!((own - factor * common).abs() < rounding, "{name}: {own} {common}");
+        };
+        for ((start, own), common) in
+            start.matrices().iter().zip(own.matrices()).zip(common.matrices())
+        {
+            let factor = match start.name.as_str() {
+                "model.embed_tokens.weight" | "lm_head.weight" => 2.0,
+                name if name.contains("o_proj") || name.contains("down_proj") => 0.5,
+                _ => 1.0,
+            };
+            for ((&start_x, &own_x), &common_x) in
+                start.weight.iter().zip(own.weight).zip(common.weight)
+            {
+                compare(&start.name, factor, [start_x, own_x, common_x]);
+            }
+        }
+        for ((start, own), common) in start.norms().iter().zip(own.norms()).zip(common.norms()) {
+            for ((&start_x, &own_x), &common_x) in
+                start.weight.iter().zip(own.weight).zip(common.weight)
+            {
+                compare(&start.name, 4.0, [start_x, own_x, common_x]);
+            }
+        }
+        assert!(compared > 10_000);
+    }
+}
+
+#[test]
 fn a_resumed_training_has_the_same_bits() {
     for config in [tiny(true), tiny(false), Config { tie_word_embeddings: false, ..tiny(true) }] {
         for eight_bit_activations in [false, true] {

@@ -77,6 +77,15 @@ pub(crate) struct Args {
     /// Highest learning rate. Default: 3e-3 nano, 2e-3 small, 1.5e-3 path-b; 2e-3 float
     #[arg(long)]
     lr: Option<f64>,
+    /// Factor of it for embedding and head
+    #[arg(long)]
+    embedding_rate: Option<f64>,
+    /// Factor of it for o and down, which add to the residual stream
+    #[arg(long)]
+    residual_rate: Option<f64>,
+    /// Factor of it for norms
+    #[arg(long)]
+    norm_rate: Option<f64>,
     /// Steps in which the learning rate rises
     #[arg(long)]
     warmup: Option<usize>,
@@ -92,6 +101,9 @@ pub(crate) struct Args {
     /// Fraction of the steps after which there is none
     #[arg(long)]
     weight_decay_until: Option<f64>,
+    /// AdamW's first beta
+    #[arg(long)]
+    beta1: Option<f64>,
     /// AdamW's second beta
     #[arg(long)]
     beta2: Option<f64>,
@@ -226,6 +238,10 @@ impl Args {
             final_rate: self.final_rate.unwrap_or(default.final_rate),
             weight_decay: self.weight_decay.unwrap_or(default.weight_decay),
             weight_decay_until: self.weight_decay_until.unwrap_or(default.weight_decay_until),
+            embedding_rate: self.embedding_rate.unwrap_or(default.embedding_rate),
+            residual_rate: self.residual_rate.unwrap_or(default.residual_rate),
+            norm_rate: self.norm_rate.unwrap_or(default.norm_rate),
+            beta1: self.beta1.unwrap_or(default.beta1),
             beta2: self.beta2.unwrap_or(default.beta2),
             clip: self.clip.unwrap_or(default.clip),
             float_steps: self.float_steps,

@@ -93,6 +93,11 @@ impl Layout {
         index == 0 || index > 7 * self.layers
     }
 
+    /// Whether the matrix of this index adds to the residual stream: o or down.
+    pub fn is_residual(&self, index: usize) -> bool {
+        !self.is_table(index) && matches!((index - 1) % 7, 3 | 6)
+    }
+
     /// Elements of the embedding.
     pub(super) fn table(&self) -> usize {
         self.vocabulary * self.width

@@ -28,6 +28,13 @@ pub struct TrainOptions {
     pub weight_decay: f64,
     /// Fraction of the steps after which there is no weight decay. Default 2/3.
     pub weight_decay_until: f64,
+    /// Factor of the learning rate for embedding and head, tied or not. Default 1. The weight decay of
+    /// a matrix is that of the common rate.
+    pub embedding_rate: f64,
+    /// The same for the matrices that add to the residual stream, o and down. Default 1.
+    pub residual_rate: f64,
+    /// The same for norms. Default 1.
+    pub norm_rate: f64,
     /// Decay of the mean of the gradients. Default 0.9.
     pub beta1: f64,
     /// Decay of the mean of their squares. Default 0.95.
@@ -60,6 +67,9 @@ impl Default for TrainOptions {
             final_rate: 0.05,
             weight_decay: 0.1,
             weight_decay_until: 2.0 / 3.0,
+            embedding_rate: 1.0,
+            residual_rate: 1.0,
+            norm_rate: 1.0,
             beta1: 0.9,
             beta2: 0.95,
             epsilon: 1e-8,
@@ -88,9 +98,14 @@ impl TrainOptions {
                 return Err(Error::option(option, "at least 1", value));
             }
         }
-        for (option, value) in
-            [("learning_rate", self.learning_rate), ("epsilon", self.epsilon), ("clip", self.clip)]
-        {
+        for (option, value) in [
+            ("learning_rate", self.learning_rate),
+            ("embedding_rate", self.embedding_rate),
+            ("residual_rate", self.residual_rate),
+            ("norm_rate", self.norm_rate),
+            ("epsilon", self.epsilon),
+            ("clip", self.clip),
+        ] {
             if !(value > 0.0 && value.is_finite()) {
                 return Err(Error::option(option, "a positive number", value));
             }

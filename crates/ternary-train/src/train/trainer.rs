@@ -237,12 +237,25 @@ impl Trainer {
             scale: if clipped { options.clip / gradient_norm } else { 1.0 },
             step: step + 1,
         };
-        let at = self.layout.matrices;
         let State { latent, mean, square, .. } = &mut self.state;
-        let ((w, norm), (m, norm_m)) = (latent.split_at_mut(at), mean.split_at_mut(at));
-        let ((s, norm_s), (g, norm_g)) = (square.split_at_mut(at), self.gradients.split_at(at));
-        adamw(w, m, s, g, &update)?;
-        adamw(norm, norm_m, norm_s, norm_g, &Update { weight_decay: 0.0, ..update })?;
+        let mut at = 0;
+        let mut move_next = |count: usize, rate: f64, weight_decay: f64| {
+            let range = at..at + count;
+            at = range.end;
+            let update = Update { learning_rate: rate * learning_rate, weight_decay, ..update };
+            let (latent, mean) = (&mut latent[range.clone()], &mut mean[range.clone()]);
+            adamw(latent, mean, &mut square[range.clone()], &self.gradients[range], &update)
+        };
+        for (index, [rows, columns]) in self.layout.shapes().into_iter().enumerate() {
+            let rate = match index {
+                _ if self.layout.is_table(index) => options.embedding_rate,
+                _ if self.layout.is_residual(index) => options.residual_rate,
+                _ => 1.0,
+            };
+            // A matrix decays by the common rate, whatever its own.
+            move_next(rows * columns, rate, update.weight_decay / rate)?;
+        }
+        move_next(self.layout.norms, options.norm_rate, 0.0)?;
         self.state.step += 1;
         self.projected = None;
         let accuracy = loss.correct as f64 / loss.tokens as f64;
