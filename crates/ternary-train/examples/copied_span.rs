@@ -1,0 +1,63 @@
+//! Samples of a model, within and outside of what it was trained on, and the longest span of each
+//! that stands word for word in the training text: how much it learnt by heart.
+//!
+//! `cargo run --release -p ternary-train --example copied_span -- MODEL TRAIN_TEXT...`
+
+use std::env::args;
+use std::path::PathBuf;
+
+use ternary_train::formats::read_folder;
+use ternary_train::generate::{Choice, GenerateOptions, Sampling, generate};
+use ternary_train::infer::Model;
+use ternary_train::{Corpus, Error, Tokenizer, find_leak};
+
+const PROMPTS: [(&str, &str); 6] = [
+    ("in domain", "KING HENRY\tWhat say you, my lord?\n\n"),
+    ("in domain", "To be, or not to be: that is "),
+    ("in domain", "\n\n\tACT II\n\n\nSCENE I\t"),
+    ("out of domain", "The processor reads the instruction and "),
+    ("out of domain", "Yesterday the parliament voted on "),
+    ("out of domain", "fn main() {\n    let x = "),
+];
+const TOKENS: usize = 400;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut paths = args().skip(1).map(PathBuf::from);
+    let folder = paths.next().ok_or("the first argument is the folder of a model")?;
+    let texts: Vec<PathBuf> = paths.collect();
+    let train = Corpus::by_work(&texts, &[])?.train;
+    let (config, weights) = read_folder(&folder)?;
+    let tokenizer = Tokenizer::read(&folder)?;
+    let model = if config.ternary.is_some() {
+        Model::packed(config, weights)
+    } else {
+        Model::float(config, weights)
+    }?;
+    let sampling = Sampling { temperature: 0.8, seed: 1, ..Sampling::default() };
+    for (name, choice) in
+        [("greedy", Choice::Greedy), ("temperature 0.8", Choice::Sampled(sampling))]
+    {
+        let options = GenerateOptions { max_new_tokens: TOKENS, choice, ..Default::default() };
+        let prompts = PROMPTS.map(|(_, prompt)| tokenizer.encode(prompt));
+        let prompts: Vec<_> = prompts.into_iter().collect::<Result<_, Error>>()?;
+        let continuations = generate(&model, &prompts, &options, |_, _| {})?;
+        for ((domain, prompt), tokens) in PROMPTS.iter().zip(&continuations) {
+            let text = tokenizer.decode(tokens);
+            let (length, span) = longest_copy(&train, &text);
+            println!("=== {domain}, {name}; copied: {length} of {} bytes, {span:?}", text.len());
+            println!("{prompt}[..]{text}\n");
+        }
+    }
+    Ok(())
+}
+
+/// The longest span of `text` that `train` has too, in bytes: if a span is shared, its parts are, so
+/// halving finds the length.
+fn longest_copy(train: &str, text: &str) -> (usize, String) {
+    let (mut shared, mut not) = (0, text.len() + 1);
+    while shared + 1 < not {
+        let length = shared.midpoint(not);
+        if find_leak(train, text, length).is_some() { shared = length } else { not = length }
+    }
+    (shared, find_leak(train, text, shared).map_or(String::new(), |leak| leak.longest))
+}
