@@ -14,6 +14,7 @@ mod duel;
 mod kvcache;
 mod layernorm_bwd;
 pub(crate) mod machine;
+mod memory;
 mod peer;
 mod precision;
 mod report;

@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use rayon::ThreadPool;
 use serde_json::Value;
 
+use super::memory::{forget_peak, peak_mb};
 use super::peer::{Input, Peer};
 use super::report::{Against, Row};
 
@@ -66,6 +67,7 @@ pub(super) fn run(
     pool: &ThreadPool,
     pairs: usize,
 ) -> Result<Row> {
+    forget_peak(std::process::id());
     let mut contest = (case.prepare)()?;
     let mut able = None;
     if let Some(peer) = peer {
@@ -89,8 +91,9 @@ pub(super) fn run(
             theirs.extend(peer_turn);
         }
     }
+    let memory = peak_mb(std::process::id());
     let against = opponent.map(|opponent| opponent.result(&ours, &theirs));
-    Ok(Row::new(case, pool.current_num_threads(), &ours, against))
+    Ok(Row::new(case, pool.current_num_threads(), &ours, memory, against))
 }
 
 /// The peer, once its result has been compared with ours.
@@ -107,6 +110,7 @@ impl<'a> Opponent<'a> {
         contest: &mut dyn Contest,
         pool: &ThreadPool,
     ) -> Result<Self> {
+        forget_peak(peer.pid());
         peer.compute(contest)?;
         run_ours(contest, pool, 1)?;
         let max_error = contest.largest_difference(peer)?;
@@ -124,7 +128,8 @@ impl<'a> Opponent<'a> {
     }
 
     fn result(self, ours: &[f64], theirs: &[f64]) -> Against {
-        Against::new(self.peer.name(), self.max_error, ours, theirs)
+        let memory = peak_mb(self.peer.pid());
+        Against::new(self.peer.name(), self.max_error, memory, ours, theirs)
     }
 }
 

@@ -93,6 +93,11 @@ impl Peer {
         format!("torch {}", self.version)
     }
 
+    /// Its process.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What this Python lacks for an operation, with what to do about it.
     pub(super) fn lacks(&mut self, op: &str) -> Result<Option<String>> {
         let missing = self.ask(&json!({"do": "check", "op": op}))?.missing;

@@ -28,6 +28,7 @@ const NOTES: &[&str] = &[
     "PyTorch allocates its result (no_grad; a backward pass alone is autograd.grad on a graph that is kept)",
     "gflops: operations the result needs, so half of them with a causal mask; gb_s: inputs and outputs once",
     "fraction_of_peak: of the measured peak of arithmetic or of reading memory, whichever is nearer",
+    "peak MB: memory of the whole process during the case, code and libraries included",
     "fraction_of_stream: of the measured bandwidth of a[i] = b[i] + c[i], bytes counted the same way: inputs and outputs once",
 ];
 
@@ -39,6 +40,8 @@ pub(super) struct Row {
     dtype: &'static str,
     threads: usize,
     ours_ms: f64,
+    /// Peak of the process in MB.
+    ours_mb: Option<f64>,
     #[serde(flatten)]
     against: Option<Against>,
     gflops: f64,
@@ -58,11 +61,19 @@ pub(super) struct Against {
     pairs: usize,
     /// Largest difference between the two results.
     max_error: f64,
+    /// Peak of its process in MB.
+    peer_mb: Option<f64>,
 }
 
 impl Against {
     /// From the seconds of each turn.
-    pub(super) fn new(peer: String, max_error: f64, ours: &[f64], theirs: &[f64]) -> Self {
+    pub(super) fn new(
+        peer: String,
+        max_error: f64,
+        peer_mb: Option<f64>,
+        ours: &[f64],
+        theirs: &[f64],
+    ) -> Self {
         let (our_time, peer_time) = (quantile(ours, 0.5), quantile(theirs, 0.5));
         let ratios: Vec<_> = ours.iter().zip(theirs).map(|(ours, theirs)| theirs / ours).collect();
         Self {
@@ -72,13 +83,20 @@ impl Against {
             ratio_quartiles: [quantile(&ratios, 0.25), quantile(&ratios, 0.75)],
             pairs: ours.len(),
             max_error,
+            peer_mb,
         }
     }
 }
 
 impl Row {
     /// From the seconds of each of our turns. The report fills in the fractions.
-    pub(super) fn new(case: &Case, threads: usize, ours: &[f64], against: Option<Against>) -> Self {
+    pub(super) fn new(
+        case: &Case,
+        threads: usize,
+        ours: &[f64],
+        ours_mb: Option<f64>,
+        against: Option<Against>,
+    ) -> Self {
         let our_time = quantile(ours, 0.5);
         Self {
             kernel: case.kernel,
@@ -86,6 +104,7 @@ impl Row {
             dtype: case.dtype,
             threads,
             ours_ms: our_time * 1e3,
+            ours_mb,
             against,
             gflops: case.flops / our_time / 1e9,
             gb_s: case.bytes / our_time / 1e9,
@@ -133,6 +152,7 @@ impl fmt::Display for Report {
             "of peak",
             "of stream",
             "max error",
+            "peak MB, ours / peer",
         ]);
         for row in &self.rows {
             let measured = |show: fn(&Against) -> String| {
@@ -151,6 +171,9 @@ impl fmt::Display for Report {
                 format!("{:.0} %", row.fraction_of_peak * 100.0),
                 format!("{:.0} %", row.fraction_of_stream * 100.0),
                 measured(|against| format!("{:.0e}", against.max_error)),
+                [row.ours_mb, row.against.as_ref().and_then(|against| against.peer_mb)]
+                    .map(|mb| mb.map_or_else(|| "?".to_owned(), |mb| format!("{mb:.0}")))
+                    .join(" / "),
             ];
             let names = [row.kernel, &row.case, row.dtype].map(Cell::new);
             let right = |text| Cell::new(text).set_alignment(CellAlignment::Right);
