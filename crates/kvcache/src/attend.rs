@@ -3,7 +3,7 @@
 use ndarray::{Array2, Array3, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 use tensor_utils::simd::Simd;
 use tensor_utils::{
-    Element, Isa, Kernel, ShapeError, check_shape, dispatch, for_each_chunk, try_array,
+    Element, Isa, IsaError, Kernel, ShapeError, check_shape, dispatch, for_each_chunk, try_array,
 };
 
 use crate::cache::Cache;
@@ -89,7 +89,7 @@ impl Cache {
             let wave = workspace.plan.wave(start, self, group);
             workspace.plan.divide(self, group, wave.clone(), windows);
             let softcap = options.softcap.map(|cap| cap as f32);
-            dispatch(isa, Wave { cache: self, layer, group, softcap, windows, workspace })?;
+            run_wave(isa, Wave { cache: self, layer, group, softcap, windows, workspace })?;
             write(&mut o, &mut lse, self, group, wave.clone(), workspace);
             start = wave.end;
         }
@@ -200,6 +200,11 @@ fn pack<T: Element<Acc = f32>>(
     }
 }
 
+/// Not generic, so that the kernels are compiled in this crate and not in those that use it.
+fn run_wave(isa: Isa, wave: Wave<'_>) -> Result<(), IsaError> {
+    dispatch(isa, wave)
+}
+
 /// The tasks of a wave, on one instruction set.
 struct Wave<'a> {
     cache: &'a Cache,
@@ -230,7 +235,8 @@ impl Kernel for Wave<'_> {
             parents: &plan.parents,
             queries: &workspace.queries,
         };
-        run_tasks(simd, &cx, &plan.tasks, workspace.slots(), &mut partials[..plan.floats]);
+        let out = &mut partials[..plan.floats];
+        run_tasks(simd, &cx, &plan.tasks, None, workspace.slots(), out);
 
         let first = plan.tasks.iter().map(|task| task.units.start).min().unwrap_or(0);
         let end = plan.tasks.iter().map(|task| task.units.end).max().unwrap_or(0);
@@ -246,23 +252,24 @@ impl Kernel for Wave<'_> {
     }
 }
 
-/// Runs tasks whose results lie one after the other in `out`.
+/// Runs tasks whose results lie one after the other in `out`; `next` follows them.
 fn run_tasks<S: Simd>(
     simd: S,
     cx: &Context<'_>,
     tasks: &[Task],
+    next: Option<&Task>,
     slots: Slots<'_>,
     out: &mut [f32],
 ) {
     match tasks {
         [] => {}
-        [task] => task::run(simd, cx, task, &mut slots.take(), out),
+        [task] => task::run(simd, cx, task, next, &mut slots.take(), out),
         _ => {
             let (left, right) = tasks.split_at(tasks.len() / 2);
             let (a, b) = out.split_at_mut(right[0].partial - left[0].partial);
             rayon::join(
-                || run_tasks(simd, cx, left, slots, a),
-                || run_tasks(simd, cx, right, slots, b),
+                || run_tasks(simd, cx, left, right.first(), slots, a),
+                || run_tasks(simd, cx, right, next, slots, b),
             );
         }
     }

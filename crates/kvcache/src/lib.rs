@@ -6,6 +6,7 @@ mod attend;
 mod cache;
 mod edit;
 mod error;
+mod huge;
 mod invariants;
 mod kernel;
 mod options;

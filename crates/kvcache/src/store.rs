@@ -21,6 +21,7 @@ use std::ops::Range;
 use tensor_utils::{Element, ShapeError, bf16, f16, try_vec};
 
 use crate::Storage;
+use crate::huge::Huge;
 use crate::quantise::Affine;
 
 /// Elements after the last record that a vector may read.
@@ -97,6 +98,36 @@ impl Form {
         if self.storage == Storage::F32 { 4 } else { 2 }
     }
 
+    /// Calls `run` with each run of neighbouring elements of a record that attention reads for rows
+    /// `row..row + len`.
+    pub(crate) fn runs(self, row: usize, len: usize, mut run: impl FnMut(Range<usize>)) {
+        let (summed, lanes) = self.axes();
+        // Numbers of a lane that are next to one another, and elements that they take.
+        let (together, width) = match self.storage {
+            Storage::F32 => (1, 1),
+            _ => (2 * self.fields(), 2),
+        };
+        match self.side {
+            Side::Values => {
+                let (from, to) = (row / together, (row + len).div_ceil(together));
+                run(from * lanes * width..to * lanes * width);
+            }
+            Side::Keys if len == lanes => run(0..summed.div_ceil(together) * lanes * width),
+            Side::Keys => {
+                for step in 0..summed.div_ceil(together) {
+                    let start = (step * lanes + row) * width;
+                    run(start..start + len * width);
+                }
+            }
+        }
+        if self.storage.is_quantised() {
+            let groups = if self.side == Side::Keys { 0..summed } else { row..row + len };
+            for first in [self.words(), self.words() + self.groups()] {
+                run(first + groups.start..first + groups.end);
+            }
+        }
+    }
+
     /// Bytes of all heads of a page.
     pub(crate) fn page_bytes(self) -> usize {
         self.heads * self.record() * self.element_bytes()
@@ -132,9 +163,9 @@ impl Form {
 /// The records of one side of one layer.
 #[derive(Debug)]
 pub(crate) enum Slab {
-    F32(Vec<f32>),
+    F32(Huge<f32>),
     /// bf16 and f16 bits, or codes and bf16 scales.
-    Words(Vec<u16>),
+    Words(Huge<u16>),
 }
 
 impl Slab {
@@ -148,9 +179,9 @@ impl Slab {
             .and_then(|elements| elements.checked_add(SLACK))
             .ok_or_else(|| ShapeError::TooLarge { arg, got: vec![pages, form.heads, record] })?;
         Ok(if form.storage == Storage::F32 {
-            Self::F32(try_vec(arg, &[elements])?)
+            Self::F32(Huge::zeros(arg, &[elements])?)
         } else {
-            Self::Words(try_vec(arg, &[elements])?)
+            Self::Words(Huge::zeros(arg, &[elements])?)
         })
     }
 
@@ -260,11 +291,15 @@ impl Slab {
         }
     }
 
-    pub(crate) fn bytes(&self) -> usize {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         match self {
-            Self::F32(slab) => size_of_val(slab.as_slice()),
-            Self::Words(slab) => size_of_val(slab.as_slice()),
+            Self::F32(slab) => bytemuck::cast_slice(slab),
+            Self::Words(slab) => bytemuck::cast_slice(slab),
         }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.as_bytes().len()
     }
 }
 

@@ -2,16 +2,17 @@
 
 use std::ops::Range;
 
-use tensor_utils::simd::{Bytes, Simd, SimdBase, SimdCvtTruncate, SimdFloat, SimdFrom, SimdNarrow};
+use tensor_utils::simd::{Bytes, Simd, SimdBase, SimdFloat, SimdFrom, SimdNarrow};
 
+use super::ahead::{Ahead, Lines};
 use super::product::{
-    Ahead, Bf16, F16, F32, Into, Lanes, Numbers, Rows, Scaled, affine, code_product, lanes, product,
+    Bf16, F16, F32, Into, Numbers, Panel, Rows, Scaled, code_product, lanes, product,
 };
 use super::softmax::{cap_scores, rescale, weigh};
 use crate::cache::Cache;
 use crate::options::NO_PAGE;
 use crate::plan::{Entry, Task, Unit};
-use crate::store::{Form, Side, Slab};
+use crate::store::{Form, Slab};
 use crate::{Storage, Window};
 
 /// Keys between two corrections of the running maximum; blocks begin at its multiples.
@@ -69,8 +70,7 @@ pub(crate) struct Scratch {
     correction: Vec<f32>,
     seen: Vec<Seen>,
     fragments: Vec<Fragment>,
-    starts: Vec<usize>,
-    columns: Vec<usize>,
+    ahead: Ahead,
     /// Scales and minima of a page.
     scales: Vec<f32>,
     minima: Vec<f32>,
@@ -90,7 +90,8 @@ impl Scratch {
             + self.minima.capacity()
             + self.products.capacity()
             + self.factors.capacity())
-            + 8 * (self.starts.capacity() + self.columns.capacity() + self.path.capacity())
+            + 8 * self.path.capacity()
+            + self.ahead.bytes()
             + size_of::<Seen>() * self.seen.capacity()
             + size_of::<Fragment>() * self.fragments.capacity()
             + size_of::<Scaled>() * self.meaning.capacity()
@@ -109,11 +110,13 @@ pub(crate) fn partial_size(value_size: usize) -> usize {
     value_size.next_multiple_of(16) + 2
 }
 
-/// Computes a task; `out` is `o` `[rows][E rounded up to 16]`, then `m` and `l` of all rows.
+/// Computes a task; `out` is `o` `[rows][E rounded up to 16]`, then `m` and `l` of all rows. `next` is
+/// the task that will likely follow on this thread.
 pub(crate) fn run<S: Simd>(
     simd: S,
     cx: &Context<'_>,
     task: &Task,
+    next: Option<&Task>,
     scratch: &mut Scratch,
     out: &mut [f32],
 ) {
@@ -132,7 +135,7 @@ pub(crate) fn run<S: Simd>(
     let depth = cx.cache.config.head_size.next_multiple_of(PAIRS);
     let first = (task.head * cx.units.len() + task.units.start) * cx.group;
     let queries = &cx.queries[first * depth..][..rows * depth];
-    let mut state = State { simd, cx, task, queries, depth, e, rows, scratch, o, m };
+    let mut state = State { simd, cx, task, next, queries, depth, e, rows, scratch, o, m };
     state.add_chunk();
 
     let lanes = lanes::<S>();
@@ -146,6 +149,7 @@ struct State<'a, 'c, S> {
     simd: S,
     cx: &'a Context<'c>,
     task: &'a Task,
+    next: Option<&'a Task>,
     queries: &'a [f32],
     /// Stride of queries.
     depth: usize,
@@ -172,9 +176,11 @@ impl<'c, S: Simd> State<'_, 'c, S> {
         let last = self.units().iter().map(|unit| unit.position).max().unwrap_or(0);
         let plain = self.entry().base;
         let mut tree_from = None;
-        for block in (start..(start + CHUNK).min(last + 1)).step_by(BLOCK) {
+        let end = (start + CHUNK).min(last + 1);
+        for block in (start..end).step_by(BLOCK) {
             if block + BLOCK <= plain || !self.entry().is_tree() {
-                self.add_block(block);
+                let next = block + BLOCK;
+                self.add_block(block, (next < end).then_some(next));
             } else {
                 let from = *tree_from.get_or_insert(block);
                 self.add_tree_block(block, from);
@@ -243,17 +249,19 @@ impl<'c, S: Simd> State<'_, 'c, S> {
         (end, coded)
     }
 
-    /// Keys `block..block + BLOCK` for all rows.
-    fn add_block(&mut self, block: usize) {
+    /// Keys `block..block + BLOCK` for all rows. Block `next` follows, or the next task.
+    fn add_block(&mut self, block: usize, next: Option<usize>) {
         let seen = self.look(block);
         if seen.is_empty() {
             return;
         }
         self.cut(block + seen.start..block + seen.end, block);
+        self.expect_values();
         let mut scores = std::mem::take(&mut self.scratch.scores);
         self.score(&mut scores, SCORES);
         self.finish_scores(&mut scores);
         self.scratch.scores = scores;
+        self.expect_keys(next);
         for f in 0..self.scratch.fragments.len() {
             let fragment = self.scratch.fragments[f];
             let mut unit = 0;
@@ -329,24 +337,13 @@ impl<'c, S: Simd> State<'_, 'c, S> {
         }
     }
 
-    /// Where the vectors of a fragment's keys begin and go.
-    fn key_vectors(scratch: &mut Scratch, fragment: &Fragment, start: impl Fn(usize) -> usize) {
-        for offset in (0..fragment.len).step_by(lanes::<S>()) {
-            scratch.starts.push(start(fragment.row + offset));
-            scratch.columns.push(fragment.key + offset);
-        }
-    }
-
     fn score_floats<N: Numbers>(&mut self, words: &[N::Word], scores: &mut [f32], stride: usize) {
-        let form = self.cx.cache.keys;
-        self.scratch.starts.clear();
-        self.scratch.columns.clear();
         for f in 0..self.scratch.fragments.len() {
             let fragment = self.scratch.fragments[f];
-            let record = Slab::start(form, fragment.page, self.task.head);
-            Self::key_vectors(self.scratch, &fragment, |row| N::start(record, row));
+            let record = Slab::start(self.cx.cache.keys, fragment.page, self.task.head);
+            let units = 0..self.task.units.len();
+            self.multiply_keys::<N>(&words[record..], &fragment, units, scores, stride);
         }
-        self.multiply_keys::<N>(words, 0..self.rows, scores, stride);
     }
 
     fn score_raw(
@@ -357,39 +354,33 @@ impl<'c, S: Simd> State<'_, 'c, S> {
         stride: usize,
     ) {
         let cache = self.cx.cache;
-        let words = cache.raw.record(cache.keys, fragment.raw, self.cx.layer, self.task.head);
-        self.scratch.starts.clear();
-        self.scratch.columns.clear();
-        Self::key_vectors(self.scratch, fragment, |row| row);
-        let group = self.cx.group;
-        self.multiply_keys::<F32>(words, units.start * group..units.end * group, scores, stride);
+        let record = cache.raw.record(cache.keys, fragment.raw, self.cx.layer, self.task.head);
+        self.multiply_keys::<F32>(record, fragment, units, scores, stride);
     }
 
-    /// Scores of some rows and the keys of `starts`.
+    /// Scores of some units and the keys of a fragment in `record`.
     fn multiply_keys<N: Numbers>(
         &mut self,
-        words: &[N::Word],
-        rows: Range<usize>,
+        record: &[N::Word],
+        fragment: &Fragment,
+        units: Range<usize>,
         scores: &mut [f32],
         stride: usize,
     ) {
         let form = self.cx.cache.keys;
-        let ahead = self.values_ahead();
-        let x = Lanes { words, starts: &self.scratch.starts, stride: form.rows, ahead };
+        let rows = units.start * self.cx.group..units.end * self.cx.group;
+        let lines = self.scratch.ahead.share(rows.len() * fragment.len);
+        let x = Panel {
+            words: &record[fragment.row * N::WIDTH..],
+            stride: form.rows,
+            vectors: fragment.len.div_ceil(lanes::<S>()),
+            ahead: self.values_ahead(lines),
+        };
         let queries = &self.queries[rows.start * self.depth..];
-        let numbers = &mut scores[rows.start * stride..];
-        let mut to = Rows { numbers, stride, columns: &self.scratch.columns };
-        let range = (0, form.columns);
-        product::<S, N>(
-            self.simd,
-            x,
-            range,
-            queries,
-            self.depth,
-            rows.len(),
-            Into::Replace,
-            &mut to,
-        );
+        let numbers = &mut scores[rows.start * stride + fragment.key..];
+        let (range, mode) = ((0, form.columns), Into::Replace);
+        let mut to = Rows { numbers, stride };
+        product::<S, N>(self.simd, x, range, queries, self.depth, rows.len(), mode, &mut to);
     }
 
     fn score_codes<const FIELDS: usize>(
@@ -405,7 +396,8 @@ impl<'c, S: Simd> State<'_, 'c, S> {
         let rows = units.start * self.cx.group..units.end * self.cx.group;
         let queries = &self.queries[rows.start * self.depth..rows.end * self.depth];
         let scratch = &mut *self.scratch;
-        load_affine(form, words, record, 0..form.groups(), 0, self.depth, scratch);
+        let numbers = &words[record..];
+        load_affine(self.simd, form, numbers, 0..form.groups(), 0, self.depth, scratch);
         let top = if form.storage == Storage::Int4 { 15.0 } else { 255.0 };
         let amplitude = (i32::MAX as f32 / (top * form.columns as f32) * 0.99).min(32767.0).floor();
         grow(&mut scratch.factors, rows.len() * self.depth / 2);
@@ -418,14 +410,17 @@ impl<'c, S: Simd> State<'_, 'c, S> {
             let meaning = whole(self.simd, query, scales, minima, amplitude, products, factors);
             scratch.meaning.push(meaning);
         }
-        scratch.starts.clear();
-        scratch.columns.clear();
-        Self::key_vectors(scratch, fragment, |row| record + 2 * row);
-        let ahead = self.values_ahead();
-        let scratch = &mut *self.scratch;
-        let x = Lanes { words, starts: &scratch.starts, stride: form.rows, ahead };
-        let numbers = &mut scores[rows.start * stride..];
-        let mut to = Rows { numbers, stride, columns: &scratch.columns };
+        let lines = scratch.ahead.share(rows.len() * fragment.len);
+        let ahead = self.values_ahead(lines);
+        let scratch = &*self.scratch;
+        let x = Panel {
+            words: &words[record + 2 * fragment.row..],
+            stride: form.rows,
+            vectors: fragment.len.div_ceil(lanes::<S>()),
+            ahead,
+        };
+        let numbers = &mut scores[rows.start * stride + fragment.key..];
+        let mut to = Rows { numbers, stride };
         let blocks = (0, form.columns.div_ceil(2 * FIELDS));
         let factors = &scratch.factors;
         let half = self.depth / 2;
@@ -466,41 +461,48 @@ impl<'c, S: Simd> State<'_, 'c, S> {
         }
     }
 
-    /// The values of the block whose scores are computed. Only where a page is a block; other page
-    /// sizes are left to the hardware.
-    fn values_ahead(&self) -> Ahead<'c> {
-        let page = self.scratch.fragments.first().map_or(NO_PAGE, |fragment| fragment.page);
-        let cache = self.cx.cache;
-        let form = cache.values;
-        if form.rows == BLOCK {
-            ahead(&cache.layers[self.cx.layer].values, form, page, self.task.head)
-        } else {
-            Ahead::Nothing
+    /// The values of the fragments are to be fetched while their scores are computed.
+    fn expect_values(&mut self) {
+        let form = self.cx.cache.values;
+        let Scratch { ahead, fragments, .. } = &mut *self.scratch;
+        let keys: usize = fragments.iter().map(|fragment| fragment.len).sum();
+        ahead.restart(self.rows * keys);
+        for fragment in fragments.iter() {
+            let record = Slab::start(form, fragment.page, self.task.head);
+            ahead.add(form, record, fragment.row, fragment.len);
         }
     }
 
-    /// The keys of the block after that of `fragment`, if it is in the same chunk.
-    fn keys_ahead(&self, fragment: &Fragment) -> Ahead<'c> {
-        let cache = self.cx.cache;
-        let form = cache.keys;
-        let next = fragment.index + 1;
-        if form.rows != BLOCK || (next * BLOCK).is_multiple_of(CHUNK) {
-            return Ahead::Nothing;
+    /// The keys of block `next`, or else of the first block of the next task, are to be fetched while
+    /// the values of this block are summed.
+    fn expect_keys(&mut self, next: Option<usize>) {
+        let Context { cache, units, entries, .. } = *self.cx;
+        let Scratch { ahead, fragments, .. } = &mut *self.scratch;
+        let keys: usize = fragments.iter().map(|fragment| fragment.len).sum();
+        ahead.restart(self.rows * keys);
+        let (task, first) = match (next, self.next) {
+            (Some(block), _) => (self.task, block),
+            (None, Some(task)) => (task, task.chunk * CHUNK),
+            (None, None) => return,
+        };
+        let entry = &entries[units[task.units.start].entry];
+        let pages = &cache.slots[entry.slot].sequence.pages;
+        let page_size = cache.config.page_size;
+        let (mut key, end) = (first, (first + BLOCK).min(entry.len));
+        while key < end {
+            let (index, row) = (key / page_size, key % page_size);
+            let len = (page_size - row).min(end - key);
+            if pages[index] != NO_PAGE {
+                let record = Slab::start(cache.keys, pages[index], task.head);
+                ahead.add(cache.keys, record, row, len);
+            }
+            key += len;
         }
-        let pages = &cache.slots[self.entry().slot].sequence.pages;
-        let page = pages.get(next).copied().unwrap_or(NO_PAGE);
-        ahead(&cache.layers[self.cx.layer].keys, form, page, self.task.head)
     }
 
-    /// Where the vectors of a row of values begin and go.
-    fn channel_vectors(&mut self, start: impl Fn(usize) -> usize) {
-        let scratch = &mut *self.scratch;
-        scratch.starts.clear();
-        scratch.columns.clear();
-        for channel in (0..self.cx.cache.values.columns).step_by(lanes::<S>()) {
-            scratch.starts.push(start(channel));
-            scratch.columns.push(channel);
-        }
+    /// Lines of values.
+    fn values_ahead(&self, lines: Range<usize>) -> Lines<'_> {
+        self.scratch.ahead.lines(&self.cx.cache.layers[self.cx.layer].values, lines)
     }
 
     fn add_floats<N: Numbers>(
@@ -510,14 +512,16 @@ impl<'c, S: Simd> State<'_, 'c, S> {
         fragment: &Fragment,
         units: Range<usize>,
     ) {
-        self.channel_vectors(|channel| N::start(record, channel));
         let form = self.cx.cache.values;
         let rows = units.start * self.cx.group..units.end * self.cx.group;
-        let ahead = self.keys_ahead(fragment);
-        let x = Lanes { words, starts: &self.scratch.starts, stride: form.columns, ahead };
+        let lines = self.scratch.ahead.share(rows.len() * fragment.len);
+        let layer = &self.cx.cache.layers[self.cx.layer];
+        let ahead = self.scratch.ahead.lines(&layer.keys, lines);
+        let vectors = form.columns.div_ceil(lanes::<S>());
+        let x = Panel { words: &words[record..], stride: form.columns, vectors, ahead };
         let weights = &self.scratch.scores[rows.start * SCORES + fragment.key..];
         let numbers = &mut self.o[rows.start * self.e..];
-        let mut to = Rows { numbers, stride: self.e, columns: &self.scratch.columns };
+        let mut to = Rows { numbers, stride: self.e };
         let range = (fragment.row, fragment.len);
         product::<S, N>(self.simd, x, range, weights, SCORES, rows.len(), Into::Add, &mut to);
     }
@@ -529,7 +533,6 @@ impl<'c, S: Simd> State<'_, 'c, S> {
         fragment: &Fragment,
         units: Range<usize>,
     ) {
-        self.channel_vectors(|channel| record + 2 * channel);
         let form = self.cx.cache.values;
         let rows = units.start * self.cx.group..units.end * self.cx.group;
         let first = fragment.row / (2 * FIELDS);
@@ -539,7 +542,7 @@ impl<'c, S: Simd> State<'_, 'c, S> {
         let padded = (blocks * 2 * FIELDS).next_multiple_of(PAIRS);
         let scratch = &mut *self.scratch;
         let groups = fragment.row..fragment.row + fragment.len;
-        load_affine(form, words, record, groups, lead, padded, scratch);
+        load_affine(self.simd, form, &words[record..], groups, lead, padded, scratch);
         grow(&mut scratch.factors, rows.len() * padded / 2);
         grow(&mut scratch.products, 2 * padded);
         scratch.meaning.clear();
@@ -548,20 +551,26 @@ impl<'c, S: Simd> State<'_, 'c, S> {
         {
             let factors = &mut scratch.factors[row * padded / 2..][..padded / 2];
             let (products, aligned) = scratch.products.split_at_mut(padded);
-            let weights = &weights[fragment.key..fragment.key + fragment.len];
-            let aligned = &mut aligned[..padded];
-            aligned[..lead].fill(0.0);
-            aligned[lead..lead + weights.len()].copy_from_slice(weights);
-            aligned[lead + weights.len()..].fill(0.0);
+            let mut weights = &weights[fragment.key..fragment.key + fragment.len];
+            if weights.len() < padded {
+                let aligned = &mut aligned[..padded];
+                aligned[..lead].fill(0.0);
+                aligned[lead..lead + weights.len()].copy_from_slice(weights);
+                aligned[lead + weights.len()..].fill(0.0);
+                weights = aligned;
+            }
             let (scales, minima) = (&scratch.scales[..padded], &scratch.minima[..padded]);
-            let meaning = whole(self.simd, aligned, scales, minima, 32767.0, products, factors);
+            let meaning = whole(self.simd, weights, scales, minima, 32767.0, products, factors);
             scratch.meaning.push(meaning);
         }
-        let ahead = self.keys_ahead(fragment);
-        let scratch = &mut *self.scratch;
-        let x = Lanes { words, starts: &scratch.starts, stride: form.columns, ahead };
+        let lines = scratch.ahead.share(rows.len() * fragment.len);
+        let layer = &self.cx.cache.layers[self.cx.layer];
+        let scratch = &*self.scratch;
+        let ahead = scratch.ahead.lines(&layer.keys, lines);
+        let vectors = form.columns.div_ceil(lanes::<S>());
+        let x = Panel { words: &words[record..], stride: form.columns, vectors, ahead };
         let numbers = &mut self.o[rows.start * self.e..];
-        let mut to = Rows { numbers, stride: self.e, columns: &scratch.columns };
+        let mut to = Rows { numbers, stride: self.e };
         let (blocks, half) = ((first, blocks), padded / 2);
         code_product::<S, FIELDS>(
             self.simd,
@@ -587,6 +596,7 @@ impl<'c, S: Simd> State<'_, 'c, S> {
             let mut tree = std::mem::take(&mut self.scratch.tree);
             grow(&mut tree, self.rows * width);
             self.cut(from..entry.len, from);
+            self.scratch.ahead.restart(0);
             self.score(&mut tree, width);
             self.scratch.tree = tree;
         }
@@ -594,6 +604,7 @@ impl<'c, S: Simd> State<'_, 'c, S> {
             return;
         }
         let group = self.cx.group;
+        self.scratch.ahead.restart(0);
         let mut scores = std::mem::take(&mut self.scratch.scores);
         for unit in 0..self.task.units.len() {
             self.find_path(unit);
@@ -666,42 +677,33 @@ fn seen_keys(windows: [Option<Window>; 2], position: usize, block: usize) -> See
     })
 }
 
-/// The record of a head of a page, if there is one.
-fn ahead(slab: &Slab, form: Form, page: u32, head: usize) -> Ahead<'_> {
-    if page == NO_PAGE {
-        return Ahead::Nothing;
-    }
-    let start = Slab::start(form, page, head);
-    match slab {
-        Slab::F32(words) => Ahead::F32(&words[start..start + form.record()]),
-        Slab::Words(words) => Ahead::Words(&words[start..start + form.record()]),
-    }
-}
-
-/// Scales and minima of some groups, `lead` zeros before and zeros up to `padded` after.
-fn load_affine(
+/// Scales and minima of some groups of a record, `lead` zeros before and zeros up to `padded` after.
+fn load_affine<S: Simd>(
+    simd: S,
     form: Form,
-    words: &[u16],
-    record: usize,
+    record: &[u16],
     groups: Range<usize>,
     lead: usize,
     padded: usize,
     scratch: &mut Scratch,
 ) {
-    debug_assert!(form.side == Side::Keys || groups.end <= form.rows);
     grow(&mut scratch.scales, padded);
     grow(&mut scratch.minima, padded);
-    let at = record + form.words();
-    let count = groups.len();
-    let (scales, minima) = (&mut scratch.scales[..padded], &mut scratch.minima[..padded]);
-    let pairs = scales.iter_mut().zip(minima.iter_mut());
-    for (i, (scale, minimum)) in pairs.enumerate() {
-        (*scale, *minimum) = if (lead..lead + count).contains(&i) {
-            affine(words, at, form.groups(), groups.start + i - lead)
-        } else {
-            (0.0, 0.0)
-        };
-    }
+    let (scales, minima) = record[form.words()..].split_at(form.groups());
+    let (to_scales, to_minima) = (&mut scratch.scales[..padded], &mut scratch.minima[..padded]);
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            for (from, to) in [(scales, to_scales), (minima, to_minima)] {
+                to[..lead].fill(0.0);
+                to[lead + groups.len()..].fill(0.0);
+                let from = &from[groups.clone()];
+                for (to, &from) in to[lead..][..from.len()].iter_mut().zip(from) {
+                    *to = f32::from_bits(u32::from(from) << 16);
+                }
+            }
+        },
+    )
 }
 
 /// `x * scales` as whole numbers up to `amplitude`, in pairs, and what they mean: their products with
@@ -734,8 +736,8 @@ fn whole<S: Simd>(
             let factor = if factor.is_finite() { factor } else { 0.0 };
             let multiplier = S::f32s::simd_from(simd, factor);
             for (pair, at) in factors.chunks_exact_mut(n).zip((0..x.len()).step_by(2 * n)) {
-                let low = round(simd, load(simd, products, at), multiplier);
-                let high = round(simd, load(simd, products, at + n), multiplier);
+                let low = nearest(simd, load(simd, products, at), multiplier);
+                let high = nearest(simd, load(simd, products, at + n), multiplier);
                 let both: S::i16s = low.narrow(high);
                 let both: S::i32s = both.bitcast();
                 both.store_slice(pair);
@@ -751,10 +753,10 @@ fn load<S: Simd>(simd: S, from: &[f32], at: usize) -> S::f32s {
     S::f32s::from_slice(simd, &from[at..at + lanes::<S>()])
 }
 
-/// `x * multiplier` to the nearest whole number, ties to even.
+/// `x * multiplier` to the nearest whole number of 16 bits, ties to even, in the lower halves.
 #[inline(always)]
-fn round<S: Simd>(simd: S, x: S::f32s, multiplier: S::f32s) -> S::i32s {
-    // Adding and subtracting it leaves no room for a fraction.
+fn nearest<S: Simd>(simd: S, x: S::f32s, multiplier: S::f32s) -> S::i32s {
+    // 1.5 * 2^23: a sum with it has no room for a fraction, and the number in its lowest bits.
     let magic = S::f32s::simd_from(simd, 12_582_912.0);
-    S::i32s::truncate_from(x.mul_add(multiplier, magic) - magic)
+    x.mul_add(multiplier, magic).bitcast()
 }
