@@ -2,11 +2,15 @@
 
 use ndarray::{ArrayView1, ArrayViewMut1, Axis};
 use tensor_utils::Float;
+use tensor_utils::simd::{Simd, SimdBase, SimdFrom};
 
 use crate::TokenScoresMut;
 use crate::call::RowOptions;
 use crate::mass::Mass;
 use crate::score::Score;
+
+/// Lanes of a vector of f64 at most.
+const MOST_LANES: usize = 8;
 
 /// The results of one row, to write.
 #[derive(Debug)]
@@ -17,28 +21,33 @@ pub(crate) struct RowMut<'a, A> {
     pub(crate) kept: &'a mut u32,
 }
 
-/// Writes the results of the sorted `keys`.
-pub(crate) fn write<A: Score>(
+/// Writes the results of the sorted `keys`; `shares` has room for as many.
+pub(crate) fn write<S: Simd, A: Score>(
+    simd: S,
     keys: &[A::Key],
     mass: Mass<A>,
     options: RowOptions,
+    shares: &mut [f64],
     to: RowMut<'_, A>,
 ) {
-    let RowOptions { log, renormalise, .. } = options;
-    let shares = Shares::new(mass, options.temperature);
-    let (kept, kept_sum) = cut(keys, shares, options);
+    let RowOptions { temperature, log, renormalise, .. } = options;
+    let shares = &mut shares[..keys.len()];
+    let are_wanted = !log || renormalise || options.top_p < 1.0 || options.min_p > 0.0;
+    if are_wanted {
+        write_shares(simd, keys, mass, temperature, shares);
+    }
+    let (kept, kept_sum) = cut(keys, shares, mass, options);
     let (divisor, subtrahend) =
         if renormalise && kept > 0 { (kept_sum, kept_sum.ln()) } else { (1.0, 0.0) };
     let reciprocal = 1.0 / divisor;
     let (kept_keys, cut_keys) = keys.split_at(kept);
     let mut places = to.indices.into_iter().zip(to.probs);
-    for (&key, (index, prob)) in kept_keys.iter().zip(&mut places) {
-        let score = A::of_key(key);
+    for ((&key, share), (index, prob)) in kept_keys.iter().zip(shares).zip(&mut places) {
         *index = A::token(key);
         *prob = if log {
-            A::from_f64(shares.logprob(score) - subtrahend)
+            A::from_f64(mass.logprob(A::of_key(key), temperature) - subtrahend)
         } else {
-            flushed(shares.prob(score) * reciprocal)
+            flushed(*share * reciprocal)
         };
     }
     let nothing = match (mass.sum.is_nan(), log) {
@@ -50,43 +59,76 @@ pub(crate) fn write<A: Score>(
         *index = A::token(key);
         *prob = A::from_f64(nothing);
     }
-    *to.lse = mass.lse(options.temperature);
+    *to.lse = mass.lse(temperature);
     *to.kept = kept as u32;
 }
 
-/// How many of the sorted keys the cuts keep, and the sum of their probabilities.
-fn cut<A: Score>(keys: &[A::Key], shares: Shares<A>, options: RowOptions) -> (usize, f64) {
+/// How many of the sorted keys the cuts keep, and the sum of their shares.
+fn cut<A: Score>(
+    keys: &[A::Key],
+    shares: &[f64],
+    mass: Mass<A>,
+    options: RowOptions,
+) -> (usize, f64) {
     let RowOptions { top_p, min_p, renormalise, .. } = options;
-    if shares.mass.sum.is_nan() {
+    if mass.sum.is_nan() {
         return (0, 0.0);
     }
     // Beside +inf nothing else has a share.
-    let least = if shares.mass.max.is_finite() { A::LOWEST } else { A::from_f64(f64::INFINITY) };
+    let least = if mass.max.is_finite() { A::LOWEST } else { A::from_f64(f64::INFINITY) };
     let is_possible = |&key: &A::Key| A::of_key(key) >= least;
     let possible = match keys.last() {
         Some(worst) if is_possible(worst) => keys.len(),
         _ => keys.partition_point(is_possible),
     };
-    let keys = &keys[..possible];
-    let enough = match (keys.first(), min_p > 0.0) {
-        (Some(&best), true) => {
-            let least = min_p * shares.prob(A::of_key(best));
-            keys.partition_point(|&key| shares.prob(A::of_key(key)) >= least)
-        }
+    let shares = &shares[..possible];
+    let enough = match (shares.first(), min_p > 0.0) {
+        (Some(&best), true) => shares.partition_point(|&share| share >= min_p * best),
         _ => possible,
     };
     if top_p == 1.0 && !renormalise {
         return (enough, 1.0);
     }
     let (mut kept, mut sum) = (0, 0.0);
-    for &key in &keys[..enough] {
+    for share in &shares[..enough] {
         if top_p < 1.0 && sum >= top_p {
             break;
         }
-        sum += shares.prob(A::of_key(key));
+        sum += share;
         kept += 1;
     }
     (kept, sum)
+}
+
+/// Writes the probability of each key.
+fn write_shares<S: Simd, A: Score>(
+    simd: S,
+    keys: &[A::Key],
+    mass: Mass<A>,
+    temperature: f64,
+    shares: &mut [f64],
+) {
+    let (coldness, of_sum) = (1.0 / temperature, 1.0 / mass.sum);
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            for (&key, share) in keys.iter().zip(&mut *shares) {
+                let score = A::of_key(key);
+                let d = (score.to_f64() - mass.max.to_f64()) * coldness;
+                // +inf is as far from itself as any other maximum.
+                *share = if score == mass.max { 0.0 } else { d };
+            }
+            for d in shares.chunks_mut(S::f64s::LEN) {
+                let mut buffer = [0.0; MOST_LANES];
+                buffer[..d.len()].copy_from_slice(d);
+                let d_lanes = S::f64s::from_slice(simd, &buffer[..S::f64s::LEN]);
+                let e = f64::exp_nonpositive_vector(simd, d_lanes);
+                let share = e * S::f64s::simd_from(simd, of_sum);
+                share.store_slice(&mut buffer[..S::f64s::LEN]);
+                d.copy_from_slice(&buffer[..d.len()]);
+            }
+        },
+    );
 }
 
 /// Writes the results of given tokens, of which `score` and `rank` tell.
@@ -98,41 +140,11 @@ pub(crate) fn write_tokens<A: Score>(
     rank: impl Fn(usize) -> u32,
     mut to: TokenScoresMut<'_, A>,
 ) {
-    let shares = Shares::new(mass, temperature);
     let logprobs = to.logprobs.index_axis_mut(Axis(0), 0);
     let ranks = to.ranks.index_axis_mut(Axis(0), 0);
     for (&token, (logprob, to)) in tokens.iter().zip(logprobs.into_iter().zip(ranks)) {
-        *logprob = A::from_f64(shares.logprob(score(token as usize)));
+        *logprob = A::from_f64(mass.logprob(score(token as usize), temperature));
         *to = rank(token as usize);
-    }
-}
-
-/// The probability of a score.
-#[derive(Debug, Clone, Copy)]
-struct Shares<A> {
-    mass: Mass<A>,
-    temperature: f64,
-    /// Reciprocals.
-    coldness: f64,
-    of_sum: f64,
-}
-
-impl<A: Score> Shares<A> {
-    fn new(mass: Mass<A>, temperature: f64) -> Self {
-        Self { mass, temperature, coldness: 1.0 / temperature, of_sum: 1.0 / mass.sum }
-    }
-
-    fn logprob(self, score: A) -> f64 {
-        self.mass.logprob(score, self.temperature)
-    }
-
-    /// Of a row with a score above -inf.
-    fn prob(self, score: A) -> f64 {
-        if score == self.mass.max {
-            return self.of_sum;
-        }
-        let d = (score.to_f64() - self.mass.max.to_f64()) * self.coldness;
-        A::from_f64(d).exp().to_f64() * self.of_sum
     }
 }
 

@@ -57,7 +57,7 @@ fn irregular_row<S: Simd, T: Logit>(
         match options.nan {
             NanPolicy::Error => return Err(Error::Nan { row, token }),
             NanPolicy::Greatest => {
-                finish_with_nan(call, row, &source, scratch, top);
+                finish_with_nan(simd, call, row, &source, scratch, top);
                 return Ok(());
             }
             NanPolicy::Ignore => source = Source::new(call, row, true),
@@ -119,11 +119,11 @@ fn finish<S: Simd, T: Logit>(
     top: TopKMut<'_, T::Acc>,
 ) {
     let options = call.row_options(row);
-    let Scratch { maxima, keys, .. } = scratch;
+    let Scratch { maxima, groups, keys, shares, .. } = scratch;
     let maxima = &maxima[..source.stripes()];
-    let keys = select::best(simd, source, maxima, call.k, keys);
+    let keys = select::best(simd, source, maxima, call.k, groups, keys);
     let (to, tokens_to) = row_of(top);
-    write(keys, mass, options, to);
+    write(simd, keys, mass, options, shares, to);
     if let (Some(tokens), Some(to)) = (call.tokens(row), tokens_to) {
         let rank = |token| select::rank(simd, source, maxima, token);
         write_tokens(tokens, mass, options.temperature, |token| source.get(token), rank, to);
@@ -131,7 +131,8 @@ fn finish<S: Simd, T: Logit>(
 }
 
 /// The same for a row with NaN, which comes first.
-fn finish_with_nan<T: Logit>(
+fn finish_with_nan<S: Simd, T: Logit>(
+    simd: S,
     call: &Call<'_, '_, T>,
     row: usize,
     source: &Source<'_, T>,
@@ -140,9 +141,10 @@ fn finish_with_nan<T: Logit>(
 ) {
     let options = call.row_options(row);
     let mass = Mass { max: T::Acc::from_f64(f64::NAN), sum: f64::NAN };
-    let keys = select::best_with_nan(source, call.k, &mut scratch.keys);
+    let Scratch { keys, shares, .. } = scratch;
+    let keys = select::best_with_nan(source, call.k, keys);
     let (to, tokens_to) = row_of(top);
-    write(keys, mass, options, to);
+    write(simd, keys, mass, options, shares, to);
     if let (Some(tokens), Some(to)) = (call.tokens(row), tokens_to) {
         let rank = |token| select::rank_with_nan(source, token);
         write_tokens(tokens, mass, options.temperature, |token| source.get(token), rank, to);

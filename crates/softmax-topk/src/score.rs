@@ -21,10 +21,14 @@ pub trait Score: Float {
 
     /// The score of a key, 0 for -0.
     fn of_key(key: Self::Key) -> Self;
+
+    /// The number in the middle of those from `self` up to a larger one, counted, not measured; `self`
+    /// if there is none between.
+    fn middle(self, larger: Self) -> Self;
 }
 
 macro_rules! impl_score {
-    ($t:ident, $bits:ident, $key:ident) => {
+    ($t:ident, $bits:ident, $signed:ident, $key:ident) => {
         impl Score for $t {
             type Key = $key;
 
@@ -56,12 +60,23 @@ macro_rules! impl_score {
                     $t::from_bits(descending)
                 }
             }
+
+            #[inline(always)]
+            fn middle(self, larger: Self) -> Self {
+                // Of negative numbers all bits but the sign are turned over; that is its own inverse.
+                let ordered = |bits: $signed| bits ^ ((bits >> ($bits::BITS - 1)) & $signed::MAX);
+                let low = ordered(self.to_bits() as $signed);
+                let high = ordered(larger.to_bits() as $signed);
+                // The mean, rounded down, without overflow.
+                let middle = (low & high) + ((low ^ high) >> 1);
+                $t::from_bits(ordered(middle) as $bits)
+            }
         }
     };
 }
 
-impl_score!(f32, u32, u64);
-impl_score!(f64, u64, u128);
+impl_score!(f32, u32, i32, u64);
+impl_score!(f64, u64, i64, u128);
 
 #[cfg(test)]
 mod tests {
@@ -77,6 +92,23 @@ mod tests {
         assert_eq!(A::ZERO.key(5), (-A::ZERO).key(5));
         assert!(A::from_f64(f64::NAN).key(9) < A::from_f64(f64::INFINITY).key(0));
         assert!(A::from_f64(-f64::NAN).key(9) < A::from_f64(f64::INFINITY).key(0));
+    }
+
+    #[test]
+    fn the_middle_halves_the_numbers_between() {
+        let inf = f32::INFINITY;
+        for (low, high) in [(1.0, 2.0), (-2.0, -1.0), (-1.0, 1.0), (-inf, inf), (-0.0, 1e-45)] {
+            let (mut low, mut steps): (f32, _) = (low, 0);
+            while low.middle(high) != low {
+                low = low.middle(high);
+                steps += 1;
+            }
+            assert!(low.next_up() >= high && steps <= 32, "{low} {high} {steps}");
+        }
+        assert_eq!(1.0_f64.middle(2.0), 1.5);
+        assert_eq!((-2.0_f64).middle(-1.0), -1.5);
+        assert_eq!((-1.0_f32).middle(1.0), 0.0);
+        assert_eq!(1.0_f64.middle(1.0), 1.0);
     }
 
     #[test]

@@ -12,29 +12,48 @@ use crate::score::Score;
 use crate::source::{STRIPE, Source, Stripe, splat};
 use crate::sweep::{COLUMNS, Maxima};
 
-/// Candidates that are kept at least, so that few calls have to thin them out.
+/// Candidates that there is room for at least, so that few calls have to thin them out.
 const LEAST: usize = 256;
 
-/// Keys that [`best`] needs room for.
+/// Stripes whose maxima are compared with the floor at a time.
+const BATCH: usize = 32;
+
+/// Keys that are sorted by counting; it is faster than sorting up to here.
+const FEW: usize = 96;
+
+/// Keys that are counted at a time.
+const COUNTED: usize = 8;
+
+/// Keys that [`best`] needs room for: candidates, and those of one stripe more.
 pub(crate) fn capacity(vocabulary: usize, k: usize) -> usize {
-    k.saturating_mul(4).max(LEAST).min(vocabulary)
+    k.saturating_mul(4).max(LEAST).min(vocabulary.next_multiple_of(STRIPE)) + STRIPE
 }
 
-/// The `k` best tokens of a row without NaN, in order; `keys` has the [`capacity`] for them.
+/// Rows of groups that [`best`] needs room for.
+pub(crate) fn group_rows(vocabulary: usize, k: usize) -> usize {
+    (k.saturating_mul(4) / COLUMNS + 1).min(vocabulary.div_ceil(STRIPE))
+}
+
+/// The `k` best tokens of a row without NaN, in order; `keys` has the [`capacity`] for them, `groups`
+/// the [`group_rows`].
 pub(crate) fn best<'k, S: Simd, T: Logit>(
     simd: S,
     source: &Source<'_, T>,
     maxima: &[Maxima<T::Acc>],
     k: usize,
+    groups: &mut [Maxima<T::Acc>],
     keys: &'k mut [<T::Acc as Score>::Key],
 ) -> &'k [<T::Acc as Score>::Key] {
-    let floor = threshold(maxima, k, keys);
-    let mut candidates = Candidates { keys, len: 0, k, floor, above: false };
     simd.vectorize(
         #[inline(always)]
         || {
-            for (stripe, maxima) in maxima.iter().enumerate() {
-                if reaches::<S, T::Acc>(simd, maxima, &candidates) {
+            let floor = threshold(simd, maxima, k, groups);
+            let mut candidates = Candidates { keys, len: 0, k, floor, above: false };
+            let mut hits = [0; BATCH];
+            for (batch, maxima) in maxima.chunks(BATCH).enumerate() {
+                for &stripe in candidates.hits(simd, maxima, &mut hits) {
+                    candidates.make_room();
+                    let stripe = batch * BATCH + usize::from(stripe);
                     source.with(
                         simd,
                         stripe,
@@ -43,54 +62,78 @@ pub(crate) fn best<'k, S: Simd, T: Logit>(
                     );
                 }
             }
+            candidates.into_sorted()
         },
-    );
-    candidates.into_sorted()
+    )
 }
 
-/// A number that at least `k` scores reach: the k-th largest maximum of 2 k to 4 k groups of columns,
-/// or -inf if there are fewer columns.
-fn threshold<A: Score>(maxima: &[Maxima<A>], k: usize, keys: &mut [A::Key]) -> A {
+/// A number that at least `k` scores reach, and hardly more: the k-th largest maximum of 2 k to 4 k
+/// groups of columns or a little less; -inf if there are fewer columns.
+#[inline(always)]
+fn threshold<S: Simd, A: Score>(
+    simd: S,
+    maxima: &[Maxima<A>],
+    k: usize,
+    groups: &mut [Maxima<A>],
+) -> A {
     let together = (maxima.len() * COLUMNS / 2) / k;
     if together == 0 {
         return A::NEG_INFINITY;
     }
     // Groups are whole rows of columns, up to twice as many as asked for when rounded up.
-    let mut count = 0;
-    for group in maxima.chunks(together) {
-        let mut largest = [A::NEG_INFINITY; COLUMNS];
-        for maxima in group {
-            for (largest, &max) in largest.iter_mut().zip(maxima) {
-                *largest = if max > *largest { max } else { *largest };
-            }
-        }
-        for largest in largest {
-            if count < keys.len() {
-                keys[count] = largest.key(0);
-                count += 1;
-            }
-        }
-    }
-    if count < k {
+    let groups = &mut groups[..maxima.len().div_ceil(together)];
+    if groups.len() * COLUMNS < k {
         return A::NEG_INFINITY;
     }
-    A::of_key(*keys[..count].select_nth_unstable(k - 1).1)
+    let lanes = A::Vector::<S>::LEN;
+    let mut largest = splat(simd, A::NEG_INFINITY);
+    let mut smallest = splat(simd, A::from_f64(f64::INFINITY));
+    for (together, group) in maxima.chunks(together).zip(&mut *groups) {
+        for column in (0..COLUMNS).step_by(lanes) {
+            let mut max = splat(simd, A::NEG_INFINITY);
+            for maxima in together {
+                max = A::Vector::<S>::from_slice(simd, &maxima[column..][..lanes]).max(max);
+            }
+            max.store_slice(&mut group[column..][..lanes]);
+            largest = max.max(largest);
+            smallest = max.min(smallest);
+        }
+    }
+    // So many reach `low`.
+    let (mut low, mut reached) = (smallest.reduce_min(), groups.len() * COLUMNS);
+    let mut high = largest.reduce_max();
+    while reached > k + k / 8 {
+        let middle = low.middle(high);
+        // A NaN would end it, too.
+        if !(low < middle && middle < high) {
+            break;
+        }
+        let of_middle = count_at_least(simd, groups, middle);
+        if of_middle >= k {
+            (low, reached) = (middle, of_middle);
+        } else {
+            high = middle;
+        }
+    }
+    low
 }
 
-/// Whether a score of the stripe may be a candidate.
+/// How many are at least `floor`.
 #[inline(always)]
-fn reaches<S: Simd, A: Score>(simd: S, maxima: &Maxima<A>, candidates: &Candidates<'_, A>) -> bool {
+fn count_at_least<S: Simd, A: Score>(simd: S, groups: &[Maxima<A>], floor: A) -> usize {
     let lanes = A::Vector::<S>::LEN;
-    let mut any = <A::Vector<S> as SimdBase<S>>::Mask::splat(simd, false);
-    for column in (0..COLUMNS).step_by(lanes) {
-        any |=
-            candidates.passes(simd, A::Vector::<S>::from_slice(simd, &maxima[column..][..lanes]));
+    let floor = splat(simd, floor);
+    let mut count = 0;
+    for vector in groups.as_flattened().chunks_exact(lanes) {
+        let reached = A::Vector::<S>::from_slice(simd, vector).simd_ge(floor);
+        count += reached.to_bitmask().count_ones() as usize;
     }
-    any.any_true()
+    count
 }
 
 /// Tokens among which the best are.
 struct Candidates<'k, A: Score> {
+    /// With room for a stripe behind those that are kept.
     keys: &'k mut [A::Key],
     len: usize,
     k: usize,
@@ -111,39 +154,68 @@ impl<'k, A: Score> Candidates<'k, A> {
         if self.above { scores.simd_gt(floor) } else { scores.simd_ge(floor) }
     }
 
-    /// Adds the scores of a stripe that pass, of a row of `len`.
+    /// The stripes of a batch with a maximum that passes. Which they are cannot be foreseen, so there
+    /// is no branch.
+    #[inline(always)]
+    fn hits<'h, S: Simd>(
+        &self,
+        simd: S,
+        maxima: &[Maxima<A>],
+        hits: &'h mut [u8; BATCH],
+    ) -> &'h [u8] {
+        let lanes = A::Vector::<S>::LEN;
+        let mut count = 0;
+        for (stripe, maxima) in maxima.iter().enumerate() {
+            let mut any = <A::Vector<S> as SimdBase<S>>::Mask::splat(simd, false);
+            for column in (0..COLUMNS).step_by(lanes) {
+                let vector = A::Vector::<S>::from_slice(simd, &maxima[column..][..lanes]);
+                any |= self.passes(simd, vector);
+            }
+            hits[count % BATCH] = stripe as u8;
+            count += usize::from(any.any_true());
+        }
+        &hits[..count]
+    }
+
+    /// Adds the scores of a stripe that pass, of a row of `len`; there is room for all.
     #[inline(always)]
     fn add<S: Simd>(&mut self, simd: S, stripe: usize, scores: &Stripe<A>, len: usize) {
         let lanes = A::Vector::<S>::LEN;
         let start = stripe * STRIPE;
-        for half in 0..STRIPE / 64 {
+        for half in (0..STRIPE).step_by(64) {
             let mut bits = 0;
-            for i in 0..64 / lanes {
-                let at = half * 64 + i * lanes;
-                let vector = A::Vector::<S>::from_slice(simd, &scores[at..][..lanes]);
-                bits |= self.passes(simd, vector).to_bitmask() << (i * lanes);
+            for lane in (0..64).step_by(lanes) {
+                let vector = A::Vector::<S>::from_slice(simd, &scores[half + lane..][..lanes]);
+                bits |= self.passes(simd, vector).to_bitmask() << lane;
             }
-            while bits != 0 {
-                let at = half * 64 + bits.trailing_zeros() as usize;
-                bits &= bits - 1;
+            if start + STRIPE > len {
                 // Behind the row there is -inf, which passes when all does.
-                if start + at < len {
-                    self.push(scores[at % STRIPE], start + at);
-                }
+                let valid = len.saturating_sub(start + half).min(64) as u32;
+                bits &= u64::MAX.checked_shr(64 - valid).unwrap_or(0);
+            }
+            // Mostly there is none or one, and no telling which: so the first needs no branch.
+            let mut push = |bits: u64| {
+                let at = half + bits.trailing_zeros() as usize;
+                self.keys[self.len] = scores[at % STRIPE].key((start + at) as u32);
+                self.len += usize::from(bits != 0);
+                bits & bits.wrapping_sub(1)
+            };
+            bits = push(bits);
+            while bits != 0 {
+                bits = push(bits);
             }
         }
     }
 
+    /// Keeps the `k` best if there might be no room for another stripe; tokens come in ascending
+    /// order, so a later one has to be above them.
     #[inline(always)]
-    fn push(&mut self, score: A, token: usize) {
-        if self.len == self.keys.len() {
+    fn make_room(&mut self) {
+        if self.len + STRIPE >= self.keys.len() {
             self.thin_out();
         }
-        self.keys[self.len] = score.key(token as u32);
-        self.len += 1;
     }
 
-    /// Keeps the `k` best; tokens come in ascending order, so a later one has to be above them.
     #[inline(never)]
     fn thin_out(&mut self) {
         let worst = *self.keys[..self.len].select_nth_unstable(self.k - 1).1;
@@ -152,16 +224,47 @@ impl<'k, A: Score> Candidates<'k, A> {
         self.above = true;
     }
 
+    #[inline(always)]
     fn into_sorted(self) -> &'k [A::Key] {
         let Self { keys, len, k, .. } = self;
-        let keys = &mut keys[..len];
-        if k < keys.len() {
-            keys.select_nth_unstable(k - 1);
+        if len <= FEW {
+            return sorted_by_counting::<A>(keys, len, k);
         }
-        let best = &mut keys[..k];
-        best.sort_unstable();
-        best
+        let keys = &mut keys[..len];
+        // Beside a few more than wanted, sorting all costs less.
+        if len > k + k / 4 {
+            keys.select_nth_unstable(k - 1);
+            keys[..k].sort_unstable();
+        } else {
+            keys.sort_unstable();
+        }
+        &keys[..k]
     }
+}
+
+/// The `k` first of `len` keys, in order: the place of each is the number of those before it.
+#[inline(always)]
+fn sorted_by_counting<A: Score>(keys: &mut [A::Key], len: usize, k: usize) -> &[A::Key] {
+    let padded = len.next_multiple_of(COUNTED);
+    let last = A::NEG_INFINITY.key(u32::MAX);
+    keys[len..padded].fill(last);
+    let (keys, sorted) = keys.split_at_mut(padded);
+    let (chunks, _) = keys.as_chunks::<COUNTED>();
+    for (i, chunk) in chunks.iter().enumerate() {
+        let mut places = [0_u64; COUNTED];
+        for others in chunks {
+            for other in others {
+                for lane in 0..COUNTED {
+                    places[lane] += u64::from(*other < chunk[lane]);
+                }
+            }
+        }
+        let valid = (len - i * COUNTED).min(COUNTED);
+        for (&key, place) in chunk[..valid].iter().zip(places) {
+            sorted[place as usize] = key;
+        }
+    }
+    &sorted[..k]
 }
 
 /// The `k` best tokens of any row, NaN first, one score at a time.
@@ -172,7 +275,9 @@ pub(crate) fn best_with_nan<'k, T: Logit>(
 ) -> &'k [<T::Acc as Score>::Key] {
     let mut candidates = Candidates { keys, len: 0, k, floor: T::Acc::NEG_INFINITY, above: false };
     for token in 0..source.len() {
-        candidates.push(source.get(token), token);
+        candidates.make_room();
+        candidates.keys[candidates.len] = source.get(token).key(token as u32);
+        candidates.len += 1;
     }
     candidates.into_sorted()
 }

@@ -23,7 +23,7 @@ const LINE: usize = 64;
 pub(crate) type Stripe<A> = [A; STRIPE];
 
 /// The scores of a row.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Source<'a, T: Logit> {
     logits: ArrayView1<'a, T>,
     contiguous: Option<&'a [T]>,
@@ -32,6 +32,8 @@ pub(crate) struct Source<'a, T: Logit> {
     ignore_nan: bool,
     /// The logits, if they are the scores.
     scores: Option<&'a [T::Acc]>,
+    /// The partial stripe of those.
+    last: Stripe<T::Acc>,
 }
 
 impl<'a, T: Logit> Source<'a, T> {
@@ -42,7 +44,8 @@ impl<'a, T: Logit> Source<'a, T> {
         let contiguous = logits.to_slice();
         let plain = bias.is_none() && mask.is_none() && !ignore_nan;
         let scores = if plain { contiguous.and_then(T::as_acc_slice) } else { None };
-        Self { logits, contiguous, bias, mask, ignore_nan, scores }
+        let last = scores.map_or([T::Acc::NEG_INFINITY; STRIPE], padded);
+        Self { logits, contiguous, bias, mask, ignore_nan, scores, last }
     }
 
     /// Tokens of the row.
@@ -88,14 +91,14 @@ impl<'a, T: Logit> Source<'a, T> {
             }
             return;
         };
-        let (whole, rest) = scores.as_chunks();
+        let (whole, _) = scores.as_chunks();
         let end = stripes.end.min(whole.len());
         for (i, chunk) in whole[stripes.start..end].iter().enumerate() {
             ask_ahead(scores, stripes.start + i);
             f(stripes.start + i, chunk);
         }
         if end < stripes.end {
-            f(end, &padded(rest));
+            f(end, &self.last);
         }
     }
 
@@ -107,11 +110,8 @@ impl<'a, T: Logit> Source<'a, T> {
             self.stage(simd, stripe, &mut buffer);
             return f(&buffer);
         };
-        let (whole, rest) = scores.as_chunks();
-        match whole.get(stripe) {
-            Some(chunk) => f(chunk),
-            None => f(&padded(rest)),
-        }
+        let (whole, _) = scores.as_chunks();
+        f(whole.get(stripe).unwrap_or(&self.last))
     }
 
     #[inline(always)]
@@ -165,11 +165,19 @@ fn ask_ahead<T>(elements: &[T], stripe: usize) {
     }
 }
 
-/// The scores with -inf behind them.
+/// The scores behind the whole stripes, with -inf behind them.
 #[inline(always)]
 fn padded<A: Float>(scores: &[A]) -> Stripe<A> {
+    let (whole, rest) = scores.as_chunks::<STRIPE>();
     let mut stripe = [A::NEG_INFINITY; STRIPE];
-    stripe[..scores.len()].copy_from_slice(scores);
+    if whole.is_empty() {
+        stripe[..rest.len()].copy_from_slice(rest);
+    } else if !rest.is_empty() {
+        // Copies of fixed length are a few instructions.
+        let mut wide = [A::NEG_INFINITY; 2 * STRIPE];
+        wide[..STRIPE].copy_from_slice(&scores[scores.len() - STRIPE..]);
+        stripe.copy_from_slice(&wide[STRIPE - rest.len()..][..STRIPE]);
+    }
     stripe
 }
 

@@ -72,19 +72,22 @@ fn online<S: Simd, T: Logit, const SCALED: bool>(
     temperature: f64,
 ) -> Mass<T::Acc> {
     let first = stripes.start;
-    let mut max = lead_max(simd, source, &stripes);
+    let lead = stripes.len().min(LEAD);
+    let mut max = lead_max(simd, source, first, &mut maxima[..lead]);
     let mut sum = Sum::<S, T::Acc>::new(simd, max, temperature);
     source.for_each(
         simd,
         stripes,
         #[inline(always)]
         |stripe, scores| {
-            let largest = column_maxima(simd, scores, &mut maxima[stripe - first]);
-            if largest.simd_gt(sum.max).any_true() {
-                let new = largest.reduce_max();
-                let d = (max.to_f64() - new.to_f64()) / temperature;
-                sum.raise(simd, new, T::Acc::from_f64(d));
-                max = new;
+            if stripe - first >= lead {
+                let largest = column_maxima(simd, scores, &mut maxima[stripe - first]);
+                if largest.simd_gt(sum.max).any_true() {
+                    let new = largest.reduce_max();
+                    let d = (max.to_f64() - new.to_f64()) / temperature;
+                    sum.raise(simd, new, T::Acc::from_f64(d));
+                    max = new;
+                }
             }
             sum.add::<SCALED>(simd, scores);
             if (stripe - first) % SUMMED == SUMMED - 1 {
@@ -101,17 +104,23 @@ fn online<S: Simd, T: Logit, const SCALED: bool>(
     Mass { max, sum: sum.total }
 }
 
-/// The largest score of the first stripes, to begin with: of a segment in random order half of the
-/// corrections fall into them. At least the lowest number, so that -inf needs no special case.
+/// Stores the maxima of the first stripes, and returns the largest, to begin with: of a segment in random
+/// order half of the corrections fall into them. At least the lowest number, so that -inf needs no
+/// special case.
 #[inline(always)]
-fn lead_max<S: Simd, T: Logit>(simd: S, source: &Source<'_, T>, stripes: &Range<usize>) -> T::Acc {
+fn lead_max<S: Simd, T: Logit>(
+    simd: S,
+    source: &Source<'_, T>,
+    first: usize,
+    maxima: &mut [Maxima<T::Acc>],
+) -> T::Acc {
     let mut max = splat(simd, T::Acc::LOWEST);
     source.for_each(
         simd,
-        stripes.start..stripes.end.min(stripes.start + LEAD),
+        first..first + maxima.len(),
         #[inline(always)]
-        |_, scores| {
-            max = column_maxima(simd, scores, &mut [T::Acc::ZERO; COLUMNS]).max(max);
+        |stripe, scores| {
+            max = column_maxima(simd, scores, &mut maxima[stripe - first]).max(max);
         },
     );
     max.reduce_max()
@@ -243,16 +252,23 @@ impl<S: Simd, A: Float> Sum<S, A> {
     #[inline(always)]
     fn add<const SCALED: bool>(&mut self, simd: S, scores: &Stripe<A>) {
         let lanes = A::Vector::<S>::LEN;
-        for i in 0..STRIPE / lanes {
-            let mut d = load(simd, scores, i * lanes) - self.max;
+        for first in (0..STRIPE).step_by(CHAINS * lanes) {
+            let mut d = self.chains;
+            for i in 0..CHAINS {
+                d[i] = load(simd, scores, first + i * lanes) - self.max;
+            }
             if SCALED {
-                let scaled = d * self.high;
-                // Of -inf there is no product with 0.
-                let tiny = scaled.simd_lt(self.underflow);
-                d = tiny.select(self.underflow, d.mul_add(self.low, scaled));
+                for d in &mut d {
+                    let scaled = *d * self.high;
+                    // Of -inf there is no product with 0.
+                    let tiny = scaled.simd_lt(self.underflow);
+                    *d = tiny.select(self.underflow, d.mul_add(self.low, scaled));
+                }
             }
             let (e, scale) = A::exp_nonpositive_factors(simd, d);
-            self.chains[i % CHAINS] = e.mul_add(scale, self.chains[i % CHAINS]);
+            for i in 0..CHAINS {
+                self.chains[i] = e[i].mul_add(scale[i], self.chains[i]);
+            }
         }
     }
 

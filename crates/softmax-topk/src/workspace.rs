@@ -6,21 +6,24 @@ use tensor_utils::{Isa, IsaError, take_slot, try_vec};
 
 use crate::mass::Mass;
 use crate::score::Score;
-use crate::select::capacity;
+use crate::select::{capacity, group_rows};
 use crate::source::STRIPE;
 use crate::sweep::{COLUMNS, Maxima, SEGMENT};
 use crate::{Error, Passes, Tiling};
 
 /// Scratch memory for the `_into` functions, which allocate nothing themselves.
 ///
-/// With `V` the length of the rows, `w` the bytes of the compute type (4 or 8) and `t` the threads of
-/// the rayon pool it is made in, but at most the number of rows, it takes
+/// With `V` the length of the rows, `V'` the next multiple of 128, `w` the bytes of the compute type (4 or 8)
+/// and `t` the threads of the rayon pool it is made in, but at most the number of rows, it takes
 ///
 /// ```text
-/// t (16 w ceil(V / 128) + 16 ceil(V / 16384) + 2 w min(V, max(4 k, 256)))  bytes:
+/// t (16 w V' / 128 + 16 ceil(V / 16384)               maxima and sums
+///    + 16 w min(floor(k / 4) + 1, V' / 128)           groups of maxima
+///    + 2 w (min(V', max(4 k, 256)) + 128)             candidates
+///    + 8 min(k, V))  bytes:                           shares
 /// ```
 ///
-/// an eighth of a row for each thread and the candidates, 31 KB a thread for 50257 tokens and k = 50 in
+/// an eighth of a row for each thread and the candidates, 30 KB a thread for 50257 tokens and k = 50 in
 /// `f32` (keys of `f64` are of 16 bytes). A call from a larger pool is correct but waits for scratch memory.
 #[derive(Debug)]
 pub struct Workspace<A: Score> {
@@ -51,8 +54,12 @@ pub(crate) struct Scratch<A: Score> {
     pub(crate) maxima: Vec<Maxima<A>>,
     /// Of its segments.
     pub(crate) masses: Vec<Mass<A>>,
+    /// Of groups of columns.
+    pub(crate) groups: Vec<Maxima<A>>,
     /// Candidates for the best.
     pub(crate) keys: Vec<A::Key>,
+    /// Shares of the best.
+    pub(crate) shares: Vec<f64>,
 }
 
 impl<A: Score> Workspace<A> {
@@ -73,7 +80,9 @@ impl<A: Score> Workspace<A> {
             Ok(Mutex::new(Scratch {
                 maxima: try_vec("workspace", &[stripes])?,
                 masses: try_vec("workspace", &[stripes.div_ceil(SEGMENT)])?,
+                groups: try_vec("workspace", &[group_rows(vocabulary, k)])?,
                 keys: try_vec("workspace", &[capacity(vocabulary, k)])?,
+                shares: try_vec("workspace", &[k.min(vocabulary)])?,
             }))
         };
         let slots = rayon::current_num_threads().min(rows).max(1);
@@ -92,8 +101,10 @@ impl<A: Score> Workspace<A> {
         let stripes = self.vocabulary.div_ceil(STRIPE);
         let maxima = stripes * COLUMNS * size_of::<A>();
         let masses = stripes.div_ceil(SEGMENT) * size_of::<Mass<A>>();
+        let groups = group_rows(self.vocabulary, self.k) * size_of::<Maxima<A>>();
         let keys = capacity(self.vocabulary, self.k) * size_of::<A::Key>();
-        self.slots.len() * (maxima + masses + keys)
+        let shares = self.k.min(self.vocabulary) * size_of::<f64>();
+        self.slots.len() * (maxima + masses + groups + keys + shares)
     }
 
     /// The instruction set it was made for.

@@ -35,7 +35,9 @@ fn check<T: Logit>(rows: usize, vocabulary: usize, k: usize, pool: &ThreadPool) 
         let formula = threads.min(rows)
             * (16 * w * vocabulary.div_ceil(128)
                 + 16 * vocabulary.div_ceil(16384)
-                + 2 * w * vocabulary.min(256.max(4 * k)));
+                + 16 * w * (k / 4 + 1).min(vocabulary.div_ceil(128))
+                + 2 * w * ((4 * k).max(256).min(vocabulary.next_multiple_of(128)) + 128)
+                + 8 * k.min(vocabulary));
         assert_eq!(workspace.bytes(), formula, "{rows} x {vocabulary}, {threads} threads");
         let peak = ALLOC.peak_above_baseline();
         assert!((formula..formula + 1000 * threads).contains(&peak), "{peak} for {formula}");

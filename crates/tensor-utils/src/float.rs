@@ -57,10 +57,12 @@ pub trait Float:
     /// Two factors of `e^x` for lanes that are at most 0, -inf or NaN, so that a sum can multiply and
     /// add in one operation. Their product is within 1 ULP, but where `e^x` is below the smallest
     /// normal number it is that number: nothing beside a 1 in the same sum.
-    fn exp_nonpositive_factors<S: Simd>(
+    ///
+    /// Several vectors at a time hide the latency of the operations, whose chain is long.
+    fn exp_nonpositive_factors<S: Simd, const N: usize>(
         simd: S,
-        x: Self::Vector<S>,
-    ) -> (Self::Vector<S>, Self::Vector<S>);
+        x: [Self::Vector<S>; N],
+    ) -> ([Self::Vector<S>; N], [Self::Vector<S>; N]);
 
     /// `tanh(x)` for every lane: within 1.5 ULP for `f32`, 2 ULP for `f64`. NaN gives NaN.
     fn tanh_vector<S: Simd>(simd: S, x: Self::Vector<S>) -> Self::Vector<S>;
@@ -121,10 +123,10 @@ macro_rules! impl_float {
             }
 
             #[inline(always)]
-            fn exp_nonpositive_factors<S: Simd>(
+            fn exp_nonpositive_factors<S: Simd, const N: usize>(
                 simd: S,
-                x: S::$vector,
-            ) -> (S::$vector, S::$vector) {
+                x: [S::$vector; N],
+            ) -> ([S::$vector; N], [S::$vector; N]) {
                 exp::$factors(simd, x)
             }
 

@@ -340,3 +340,61 @@ fn oracle_knows_constants_to_thirty_digits() {
         assert!(error.abs() < 1e-30 * hi, "{got:?}, want {hi:e} + {lo:e}");
     }
 }
+
+/// Applies `exp_nonpositive_factors` to every vector, four at a time, and multiplies.
+fn apply_factors<T: Float>(isa: Isa, x: &[T]) -> Vec<T> {
+    struct Apply<'a, T>(&'a mut [T]);
+
+    impl<T: Float> Kernel for Apply<'_, T> {
+        type Output = ();
+
+        fn run<S: Simd>(self, simd: S) {
+            let lanes = T::Vector::<S>::LEN;
+            simd.vectorize(
+                #[inline(always)]
+                || {
+                    for x in self.0.chunks_exact_mut(4 * lanes) {
+                        let mut v = [T::Vector::<S>::from_slice(simd, &x[..lanes]); 4];
+                        for i in 1..4 {
+                            v[i] = T::Vector::<S>::from_slice(simd, &x[i * lanes..][..lanes]);
+                        }
+                        let (e, scale) = T::exp_nonpositive_factors(simd, v);
+                        for i in 0..4 {
+                            (e[i] * scale[i]).store_slice(&mut x[i * lanes..][..lanes]);
+                        }
+                    }
+                },
+            );
+        }
+    }
+
+    let mut y = x.to_vec();
+    y.resize(x.len().next_multiple_of(64), T::ZERO);
+    dispatch(isa, Apply(&mut y)).expect("only available ones are asked for");
+    y.truncate(x.len());
+    y
+}
+
+#[test]
+fn factors_multiply_to_the_exponential() {
+    fn check<T: Float>(underflow: f64) {
+        let x: Vec<T> = (0..4000).map(|i| T::from_f64(f64::from(i) / 3999.0 * underflow)).collect();
+        let edges = [f64::NAN, -f64::NAN, f64::NEG_INFINITY, 2.0 * underflow, 0.0];
+        let edges: Vec<T> = edges.into_iter().map(T::from_f64).collect();
+        for isa in Isa::available() {
+            let want = apply(isa, Function::ExpNonpositive, &x);
+            for ((got, want), x) in apply_factors(isa, &x).into_iter().zip(want).zip(&x) {
+                // Of what is flushed to 0 the smallest normal number is left.
+                let want = want.to_f64().max(T::MIN_POSITIVE);
+                assert_eq!(got.to_f64(), want, "{isa} {x:?}");
+            }
+            let got = apply_factors(isa, &edges);
+            assert!(got[0].is_nan() && got[1].is_nan(), "{isa} {got:?}");
+            let is_smallest = |y: &T| (y.to_f64() / T::MIN_POSITIVE - 1.0).abs() < 1e-5;
+            assert!(got[2..4].iter().all(is_smallest), "{isa} {got:?}");
+            assert_eq!(got[4].to_f64(), 1.0);
+        }
+    }
+    check::<f32>(f64::from(UNDERFLOW_F32));
+    check::<f64>(UNDERFLOW_F64);
+}
