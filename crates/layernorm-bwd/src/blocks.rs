@@ -4,7 +4,7 @@
 //! blocks need no check. What is left of a row behind its whole blocks is padded with zeros.
 
 use tensor_utils::simd::{Simd, SimdBase, SimdFrom};
-use tensor_utils::{Element, Float, narrow, widen};
+use tensor_utils::{Element, Float, narrow, prefetch, prefetch_far, widen};
 
 /// Columns of a block: the lanes of the widest vector.
 pub(crate) const BLOCK: usize = 16;
@@ -13,6 +13,10 @@ pub(crate) const BLOCK: usize = 16;
 const SUMMED: usize = 256;
 /// The most vectors of a block: of 128 bits with two `f64`.
 const CHAINS: usize = 8;
+
+/// How many blocks ahead of its use memory is asked for: into the first cache, and into the second.
+const NEAR: usize = 16;
+const FAR: usize = 128;
 
 /// A block of scratch memory, aligned so that no vector of it lies across two cache lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -90,6 +94,17 @@ impl<'a, E: Element> Blocks<'a, E> {
             *to = from;
         }
         Self { whole, rest, rest_len: partial.len() }
+    }
+
+    /// Asks for the memory of a block that comes after this one, and of one `far` behind it; behind the end of
+    /// the row that is in the rows below, if rows follow each other. The processor's own prefetching ends
+    /// at the page.
+    #[inline(always)]
+    pub(crate) fn ask_ahead(&self, at: At, far: bool) {
+        prefetch(self.whole, at.block + NEAR);
+        if far {
+            prefetch_far(self.whole, at.block + FAR);
+        }
     }
 
     #[inline(always)]

@@ -55,6 +55,8 @@ pub(crate) struct Row<'a, E: Element> {
     /// Added to `dx`.
     pub(crate) dres: &'a [E],
     pub(crate) dx: &'a mut [E],
+    /// Whether the rows below are asked for early: they are in memory, and nothing else uses it.
+    pub(crate) is_far: bool,
 }
 
 /// `dx` if `DX` (eq. 9), with `dres` added if `DRES`, and the terms of the weights' gradients added
@@ -96,6 +98,8 @@ pub(crate) fn gradient_row<
                 &mut row_sums,
                 #[inline(always)]
                 |row_sums, at| {
+                    next.x.ask_ahead(at, row.is_far);
+                    next.dy.ask_ahead(at, row.is_far);
                     for_each_vector::<S, E::Acc>(
                         #[inline(always)]
                         |lane| {

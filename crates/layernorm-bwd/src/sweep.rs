@@ -6,7 +6,9 @@ use std::ops::Range;
 
 use ndarray::{ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
 use tensor_utils::simd::Simd;
-use tensor_utils::{Element, Float, Instances, Isa, IsaError, Kernel, PerElement, dispatch};
+use tensor_utils::{
+    Element, Float, Instances, Isa, IsaError, Kernel, PerElement, copy_past_caches, dispatch,
+};
 
 use crate::blocks::{BLOCK, Block, WeightSums};
 use crate::column_sums::{CHUNK, TwoPart, flush, merge};
@@ -16,6 +18,13 @@ use crate::stage::{has_contiguous_rows, read_row, slice, write_row};
 use crate::statistics::row_statistics;
 use crate::workspace::{Scratch, Slots};
 use crate::{Kind, Saved};
+
+/// Bytes of `dx` from which on it is written past the caches: so much does not stay there anyway.
+const LARGE: usize = 16 << 20;
+
+/// Bytes of a row up to which that pays: it is written to a buffer first, which has to stay in the first
+/// cache together with the two rows that are read.
+const SHORT: usize = 8 << 10;
 
 /// Elements from which on threads are worth waking.
 const GRAIN: usize = 1 << 16;
@@ -127,7 +136,8 @@ impl<T: Element> Pass<'_, '_, T> {
         scratch.sums[..running.len()].fill(WeightSums::default());
         running.fill(TwoPart::default());
         if self.is_in_place(&dx) {
-            self.rows_in_place(simd, rows, dx, &mut scratch.sums, running);
+            let Scratch { dx: buffer, sums, .. } = scratch;
+            self.rows_in_place(simd, rows, dx, buffer, sums, running);
         } else {
             self.rows_staged(simd, rows, dx, scratch, running);
         }
@@ -154,10 +164,16 @@ impl<T: Element> Pass<'_, '_, T> {
         simd: S,
         rows: Range<usize>,
         mut dx: Option<ArrayViewMut2<'_, T>>,
+        buffer: &mut [T::Acc],
         sums: &mut [WeightSums<T::Acc>],
         running: &mut [TwoPart<T::Acc>],
     ) {
         let wants_dx = dx.is_some();
+        let row_length = self.dy.dim().1;
+        let is_large = size_of::<T>() * self.dy.len() >= LARGE;
+        let is_short = size_of::<T>() * row_length <= SHORT;
+        let buffer = T::from_acc_slice_mut(&mut buffer[..row_length]);
+        let mut buffer = buffer.filter(|_| is_large && is_short);
         let mut dx_rows = dx.iter_mut().flat_map(|dx| dx.axis_iter_mut(Axis(0)));
         let unsummed = |row| {
             let (x, dy) = (slice(self.source(), row), slice(&self.dy, row));
@@ -170,8 +186,21 @@ impl<T: Element> Pass<'_, '_, T> {
             let next = if row + 1 < rows.end { unsummed(row + 1) } else { current };
             let dx = dx_rows.next().and_then(ArrayViewMut1::into_slice).unwrap_or_default();
             let dres = self.dres.as_ref().map_or(&[][..], |dres| slice(dres, row));
-            let of_row = Row { x: current.x, dy: current.dy, summed, dres, dx };
-            summed = self.gradient_row(simd, of_row, next, wants_dx, sums);
+            let (x, dy) = (current.x, current.dy);
+            match &mut buffer {
+                Some(buffer) if wants_dx => {
+                    let of_row = Row { x, dy, summed, dres, dx: buffer, is_far: true };
+                    summed = self.gradient_row(simd, of_row, next, wants_dx, sums);
+                    simd.vectorize(
+                        #[inline(always)]
+                        || copy_past_caches(simd, buffer, dx),
+                    );
+                }
+                _ => {
+                    let of_row = Row { x, dy, summed, dres, dx, is_far: false };
+                    summed = self.gradient_row(simd, of_row, next, wants_dx, sums);
+                }
+            }
             current = next;
             self.flush(simd, row + 1 - rows.start, row + 1 == rows.end, sums, running);
         }
@@ -208,7 +237,7 @@ impl<T: Element> Pass<'_, '_, T> {
                 read_row(simd, from.index_axis(Axis(0), row), dres);
             }
             let next = Unsummed { x: next_x, dy: next_dy, known };
-            let of_row = Row { x, dy, summed, dres, dx: staged_dx };
+            let of_row = Row { x, dy, summed, dres, dx: staged_dx, is_far: false };
             summed = self.gradient_row(simd, of_row, next, wants_dx, sums);
             if let Some(dx) = dx_rows.next() {
                 write_row(simd, staged_dx, dx);

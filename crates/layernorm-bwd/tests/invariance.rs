@@ -128,6 +128,34 @@ fn rows_do_not_know_each_other() {
     for_all_calls!(check);
 }
 
+/// A `dx` so large that it is written past the caches has the bits of a small one. Rows of odd length
+/// begin anywhere in a cache line.
+#[test]
+fn large_results_are_those_of_small_ones() {
+    fn check<T>(features: Features, rows: usize, d: usize)
+    where
+        T: Element + Poison,
+        T::Acc: Poison,
+    {
+        let whole = Inputs::<T, T>::new(features, rows, d, 4);
+        let middle = Slice::from(rows / 2 - 20..rows / 2 + 20);
+        let part = |x: &Array2<T>| x.slice_axis(Axis(0), middle).to_owned();
+        let some = Inputs {
+            x: part(&whole.x),
+            dy: part(&whole.dy),
+            dres: part(&whole.dres),
+            ..whole.clone()
+        };
+        for isa in common::isas() {
+            let want = in_pool(1, || whole.backward(isa));
+            check_same_bits(&some.backward(isa).dx, &part(&want.dx)).unwrap();
+            assert_same(&in_pool(3, || whole.backward(isa)), &want, "3 threads");
+        }
+    }
+    check::<f32>(Features::default(), 4100, 1027);
+    check::<f64>(Features { dres: true, ..Features::default() }, 2600, 1003);
+}
+
 /// Neither its size nor what a call has left in it shows in the next.
 #[test]
 fn workspaces_can_be_used_again() {

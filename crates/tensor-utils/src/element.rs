@@ -55,6 +55,9 @@ pub trait Element: Copy + Debug + Default + PartialEq + Send + Sync + 'static {
     /// The slice itself if this type is its own compute type.
     fn as_acc_slice(slice: &[Self]) -> Option<&[Self::Acc]>;
 
+    /// The slice itself if this is its own compute type.
+    fn from_acc_slice_mut(slice: &mut [Self::Acc]) -> Option<&mut [Self]>;
+
     /// The instance of a kernel for this type.
     fn instance<P: PerElement>(instances: &Instances<P>) -> fn(P::Arguments<Self>) -> P::Output;
 
@@ -119,6 +122,11 @@ impl Element for f32 {
     }
 
     #[inline(always)]
+    fn from_acc_slice_mut(slice: &mut [f32]) -> Option<&mut [Self]> {
+        Some(slice)
+    }
+
+    #[inline(always)]
     fn as_acc_mut<D: Dimension>(
         view: ArrayViewMut<'_, Self, D>,
     ) -> Result<ArrayViewMut<'_, f32, D>, ArrayViewMut<'_, Self, D>> {
@@ -164,6 +172,11 @@ impl Element for f64 {
 
     #[inline(always)]
     fn as_acc_slice(slice: &[Self]) -> Option<&[f64]> {
+        Some(slice)
+    }
+
+    #[inline(always)]
+    fn from_acc_slice_mut(slice: &mut [f64]) -> Option<&mut [Self]> {
         Some(slice)
     }
 
@@ -225,6 +238,11 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
+    fn from_acc_slice_mut(_: &mut [f32]) -> Option<&mut [Self]> {
+        None
+    }
+
+    #[inline(always)]
     fn as_acc_mut<D: Dimension>(
         view: ArrayViewMut<'_, Self, D>,
     ) -> Result<ArrayViewMut<'_, f32, D>, ArrayViewMut<'_, Self, D>> {
@@ -270,6 +288,11 @@ impl Element for f16 {
 
     #[inline(always)]
     fn as_acc_slice(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+
+    #[inline(always)]
+    fn from_acc_slice_mut(_: &mut [f32]) -> Option<&mut [Self]> {
         None
     }
 

@@ -13,6 +13,7 @@ mod prefetch;
 mod rows;
 mod shape;
 mod softmax;
+mod stream;
 
 pub mod tile;
 
@@ -38,8 +39,9 @@ pub use isa::{Isa, IsaError, Kernel, dispatch};
 // Building blocks.
 pub use gemm::{Gemm, gemm};
 pub use parallel::{for_each_chunk, lock_slot, map_chunks_ordered, take_slot};
-pub use prefetch::prefetch;
+pub use prefetch::{prefetch, prefetch_far};
 pub use softmax::OnlineSoftmax;
+pub use stream::copy_past_caches;
 
 /// The vector types and traits that kernels are written with.
 pub mod simd {

@@ -21,3 +21,21 @@ pub fn prefetch<T>(slice: &[T], index: usize) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (slice, index);
 }
+
+/// The same, into the second cache only: for what is needed later than the first has room, or than the
+/// processor can keep track of there (some 20 lines, too few for the latency of memory).
+#[inline(always)]
+pub fn prefetch_far<T>(slice: &[T], index: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        let address = slice.as_ptr().wrapping_add(index);
+        // SAFETY: as in `prefetch`.
+        #[allow(unsafe_code, reason = "the intrinsic takes a raw pointer")]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(address.cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (slice, index);
+}
