@@ -33,6 +33,17 @@ impl Model {
         chunks: &[Chunk<'_>],
         rows: LogitRows,
     ) -> Result<Array2<f32>, Error> {
+        // A step is some 200 parallel regions, short ones with packed weights. Entered from a thread
+        // outside the pool each would put that thread to sleep and wake it again.
+        rayon::scope(|_| self.step(cache, chunks, rows))
+    }
+
+    fn step(
+        &self,
+        cache: &mut Cache,
+        chunks: &[Chunk<'_>],
+        rows: LogitRows,
+    ) -> Result<Array2<f32>, Error> {
         let mut step = Step::new(self, cache, chunks)?;
         let lengths: Vec<_> =
             step.seqs.iter().map(|&seq| cache.len(seq)).collect::<Result<_, _>>()?;
