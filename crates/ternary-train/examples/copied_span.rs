@@ -59,5 +59,7 @@ fn longest_copy(train: &str, text: &str) -> (usize, String) {
         let length = shared.midpoint(not);
         if find_leak(train, text, length).is_some() { shared = length } else { not = length }
     }
-    (shared, find_leak(train, text, shared).map_or(String::new(), |leak| leak.longest))
+    // What is found may be several copies that overlap; the first is one of them.
+    let span = find_leak(train, text, shared).map_or(String::new(), |leak| leak.longest);
+    (shared, String::from_utf8_lossy(&span.as_bytes()[..shared.min(span.len())]).into_owned())
 }
