@@ -3,12 +3,12 @@
 Reads one JSON request a line from standard input, answers with one JSON line on standard output.
 Tensors travel as safetensors files, read and written here so that nothing but PyTorch is needed.
 
-    {"do": "check", "op": NAME}                                  -> {} or {"missing": LIBRARY}
-    {"do": "load", "op": NAME, "options": {..}, "inputs": PATH}   -> {}
+    {"do": "load", "op": NAME, "options": {..}, "inputs": PATH}   -> {} or {"lacks": REASON}
     {"do": "run", "repeats": N}                                  -> {"seconds": S}
     {"do": "save", "outputs": PATH}                              -> {}
 
-The first line out is {"torch": VERSION} or {"missing": REASON}.
+The first line out is {"peer": NAME AND VERSION} or {"missing": REASON}. `rust` beside this file holds
+a worker of the same kind.
 """
 
 import importlib.util
@@ -288,15 +288,15 @@ OPERATIONS = {
 
 def main():
     torch.set_num_threads(int(sys.argv[1]))
-    answer({"torch": torch.__version__})
+    answer({"peer": f"torch {torch.__version__}"})
     run, outputs = None, None
     for line in sys.stdin:
         request = json.loads(line)
-        if request["do"] == "check":
+        if request["do"] == "load":
             library = LIBRARIES.get(request["op"])
-            missing = library and not importlib.util.find_spec(library)
-            answer({"missing": library} if missing else {})
-        elif request["do"] == "load":
+            if library and not importlib.util.find_spec(library):
+                answer({"lacks": f"there is no `{library}`; `pip install {library}`"})
+                continue
             run = OPERATIONS[request["op"]](read(request["inputs"]), request["options"])
             outputs = None
             answer({})

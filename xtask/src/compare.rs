@@ -1,7 +1,7 @@
-//! `compare`: our kernels and PyTorch on the same arrays, in turn, in one run. Without PyTorch, ours
-//! alone.
+//! `compare`: our kernels and PyTorch on the same arrays, in turn, in one run; on request also Rust
+//! libraries. Without any, ours alone.
 //!
-//! One case at a time: the arrays are made here and sent to a Python process; both sides compute
+//! One case at a time: the arrays are made here and sent to the peer's process; both sides compute
 //! once and the results are compared; then they take turns (A B A B ..), each turn long enough to
 //! be measured, with a pause between so that no idle worker of one side spins through the other's
 //! turn. To compare another kernel, add a file like `attn_flash.rs` with a function that lists its
@@ -18,6 +18,7 @@ mod memory;
 mod peer;
 mod precision;
 mod report;
+mod rust_peers;
 mod softmax_topk;
 mod ternary_train;
 
@@ -45,6 +46,9 @@ pub(crate) struct Args {
     /// The Python that has PyTorch
     #[arg(long, value_name = "PATH", default_value = "python3")]
     python: PathBuf,
+    /// Compare with candle and burn too; the first time they are fetched and compiled, for minutes
+    #[arg(long)]
+    rust_peers: bool,
     /// Threads of either side
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     threads: u16,
@@ -87,7 +91,7 @@ pub(crate) fn has_cases(package: Option<&str>) -> bool {
 
 /// Why there is nothing to compare with, if that is so.
 pub(crate) fn unavailable(python: &Path) -> Option<String> {
-    match Peer::start(python, 1) {
+    match Peer::torch(python, 1) {
         Ok(Start::Ready(_)) => None,
         Ok(Start::Missing(reason)) => Some(reason),
         Err(error) => Some(format!("{error:#}")),
@@ -110,33 +114,41 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         "no case matches; without -p and --case all are run"
     );
 
-    let mut peer = match Peer::start(&args.python, threads)? {
-        Start::Ready(peer) => Some(peer),
-        Start::Missing(reason) => {
-            eprintln!("the peer is not measured: {reason}");
-            None
-        }
-    };
+    let mut torch = available(Peer::torch(&args.python, threads)?);
+    let rust_peers = if args.rust_peers { rust_peers::start(threads)? } else { Vec::new() };
+    let rust_peers: Vec<_> = rust_peers.into_iter().filter_map(available).collect();
     let pool = ThreadPoolBuilder::new().num_threads(threads).build().context("no thread pool")?;
     let machine = Machine::measure(&pool)?;
 
-    let mut rows = Vec::new();
-    for case in &cases {
-        eprintln!("{}", case.title());
-        let row = duel::run(case, peer.as_mut(), &pool, usize::from(args.pairs));
-        rows.push(row.with_context(|| case.title())?);
-    }
     let mut precision = Vec::new();
     for case in &precision_cases {
         eprintln!("{}", case.title());
-        precision.push(case.row(peer.as_mut(), &pool).with_context(|| case.title())?);
+        precision.push(case.row(torch.as_mut(), &pool).with_context(|| case.title())?);
+    }
+    let mut peers: Vec<_> = torch.into_iter().chain(rust_peers).collect();
+    let mut rows = Vec::new();
+    for case in &cases {
+        eprintln!("{}", case.title());
+        let with_each = duel::run(case, &mut peers, &pool, usize::from(args.pairs));
+        rows.extend(with_each.with_context(|| case.title())?);
     }
     // Other work on the machine may have disturbed the first measurement.
     let machine = machine.best_of(&Machine::measure(&pool)?);
-    let report = Report::new(machine, peer.map(|peer| peer.name()), rows, precision);
+    let report = Report::new(machine, peers.iter().map(Peer::name).collect(), rows, precision);
     println!("{report}");
     if let Some(path) = &args.json {
         report.write(path)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The peer, unless it is missing.
+fn available(start: Start) -> Option<Peer> {
+    match start {
+        Start::Ready(peer) => Some(peer),
+        Start::Missing(reason) => {
+            eprintln!("a peer is not measured: {reason}");
+            None
+        }
+    }
 }

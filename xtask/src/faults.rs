@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use crate::workspace::{self, Workspace};
+use crate::workspace::{self, Package, Workspace};
 use copy::Copy;
 use patch::Fault;
 
@@ -71,39 +71,39 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    let folder = Workspace::load()?.target.join("faults");
+    let workspace = Workspace::load()?;
+    let folder = workspace.target.join("faults");
     let copy = Copy::new(&workspace::root(), &folder.join("copy"))?;
     let tests = Tests { copy: &copy, target: folder.join("target"), log: folder.join("log.txt") };
-    let mut packages: Vec<_> = faults.iter().map(|fault| fault.package.as_str()).collect();
-    packages.dedup();
-    for package in packages {
-        eprintln!("{package} without a fault");
-        let (verdict, test) = tests.run(package)?;
+    let mut rows = Vec::new();
+    for of_package in faults.chunk_by(|a, b| a.package == b.package) {
+        let name = &of_package[0].package;
+        let package = workspace.select(Some(name))?.remove(0);
+        eprintln!("{name} without a fault");
+        let (verdict, test) = tests.run(name, &["--tests"])?;
         ensure!(
             verdict == Verdict::Missed,
-            "the tests of {package} fail without any fault ({test}); see {}",
+            "the tests of {name} fail without any fault ({test}); see {}",
             tests.log.display(),
         );
-    }
-
-    let mut rows = Vec::new();
-    for fault in &faults {
-        let started = Instant::now();
-        let original = copy.read(&fault.path)?;
-        copy.write(&fault.path, &fault.apply(&original)?)?;
-        let outcome = tests.run(&fault.package);
-        copy.write(&fault.path, &original)?;
-        let (verdict, test) = outcome?;
-        let row = Row {
-            package: fault.package.clone(),
-            name: fault.name.clone(),
-            what: fault.what.clone(),
-            verdict,
-            test,
-            seconds: started.elapsed().as_secs_f64(),
-        };
-        eprintln!("{:?} {} {}", row.verdict, fault.title(), row.test);
-        rows.push(row);
+        for fault in of_package {
+            let started = Instant::now();
+            let original = copy.read(&fault.path)?;
+            copy.write(&fault.path, &fault.apply(&original)?)?;
+            let outcome = tests.run_until_noticed(&package);
+            copy.write(&fault.path, &original)?;
+            let (verdict, test) = outcome?;
+            let row = Row {
+                package: fault.package.clone(),
+                name: fault.name.clone(),
+                what: fault.what.clone(),
+                verdict,
+                test,
+                seconds: started.elapsed().as_secs_f64(),
+            };
+            eprintln!("{:?} {} {} ({:.0} s)", row.verdict, fault.title(), row.test, row.seconds);
+            rows.push(row);
+        }
     }
     report(&folder.join("report.json"), &rows)
 }
@@ -133,12 +133,28 @@ struct Tests<'a> {
 }
 
 impl Tests<'_> {
-    /// Builds and runs them, up to the first test program that fails; names the first test.
-    fn run(&self, package: &str) -> Result<(Verdict, String)> {
-        if !self.cargo(&["test", "--package", package, "--tests", "--no-run"])? {
+    /// One test program after the other, so that those after the first that fails are not even
+    /// built; recorded cases first, which notice most, and the unit tests last: they compile the
+    /// crate once more.
+    fn run_until_noticed(&self, package: &Package) -> Result<(Verdict, String)> {
+        let mut programs: Vec<_> = package.integration_tests().collect();
+        programs.sort_by_key(|&name| (name != "golden", name));
+        let programs = programs.into_iter().map(|name| vec!["--test", name]);
+        for program in programs.chain([vec!["--lib"]]) {
+            let outcome = self.run(&package.name, &program)?;
+            if outcome.0 != Verdict::Missed {
+                return Ok(outcome);
+            }
+        }
+        Ok((Verdict::Missed, String::new()))
+    }
+
+    /// Builds and runs some of a crate's tests; names the first that failed.
+    fn run(&self, package: &str, which: &[&str]) -> Result<(Verdict, String)> {
+        if !self.cargo(&[&["test", "--package", package, "--no-run"], which].concat())? {
             return Ok((Verdict::Broken, "does not compile".to_owned()));
         }
-        if self.cargo(&["test", "--package", package, "--tests"])? {
+        if self.cargo(&[&["test", "--package", package], which].concat())? {
             return Ok((Verdict::Missed, String::new()));
         }
         let log = fs::read_to_string(&self.log).unwrap_or_default();

@@ -9,6 +9,7 @@ mod benches;
 mod gather;
 mod memory;
 mod plots;
+mod training;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ use against::Changes;
 use benches::Group;
 use gather::{Compared, Fault, Verified};
 use memory::Curve;
+use training::Training;
 
 /// Gather checks, comparisons, memory and benchmarks in one page
 #[derive(clap::Args)]
@@ -41,6 +43,12 @@ pub(crate) struct Args {
     /// The Python whose PyTorch is compared with
     #[arg(long, value_name = "PATH", default_value = "python3")]
     python: PathBuf,
+    /// Compare with candle and burn too; the first time they are fetched and compiled, for minutes
+    #[arg(long)]
+    rust_peers: bool,
+    /// Folders of trainings (`ternary-train train --out`) whose losses are drawn
+    #[arg(long, value_name = "FOLDER", num_args = 1..)]
+    training: Vec<PathBuf>,
 }
 
 /// `report.json`.
@@ -55,15 +63,17 @@ pub(crate) struct Report {
     benches: Vec<Group>,
     /// From `cargo xtask faults`.
     faults: Vec<Fault>,
+    /// From `ternary-train train`.
+    training: Vec<Training>,
 }
 
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 
 /// Gathers, writes the three files, and opens the page if asked to.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let before = args.against.as_deref().map(read).transpose()?;
-    let (verified, compared) = gather::results(&workspace, &args.python, args.fresh)?;
+    let (verified, compared) = gather::results(&workspace, args)?;
     let report = Report {
         schema: SCHEMA,
         verified,
@@ -71,6 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         memory: memory::measure()?,
         benches: benches::read(&workspace.target.join("criterion")),
         faults: gather::faults(&workspace.target.join("faults/report.json")),
+        training: training::read(&args.training)?,
     };
     let changes = before.map(|before| Changes::new(&before, &report));
 
@@ -110,12 +121,14 @@ fn render(report: &Report, changes: Option<&Changes>, template: &str) -> Result<
     templates.add_template("report.md", include_str!("../templates/report.md"))?;
     let roofline = plots::roofline(&report.compared)?;
     let curves: Vec<_> = report.memory.iter().map(plots::curve).collect::<Result<_>>()?;
+    let losses = plots::losses(&report.training)?;
     Ok(templates.get_template(template)?.render(context! {
         report => Serde(report),
         changes => Serde(changes),
         summary => Serde(report.summary()),
         roofline,
         curves,
+        losses,
     })?)
 }
 
@@ -195,16 +208,20 @@ mod tests {
         serde_json::from_value(json!({
             "schema": SCHEMA,
             "verified": verified,
-            "compared": {"machine": machine, "peer": null, "notes": ["a note"], "rows": [row]},
+            "compared": {"machine": machine, "peers": [], "notes": ["a note"], "rows": [row]},
             "memory": [{"kernel": "attn-flash", "shape": "[1]", "points": [point]}],
             "benches": [],
             "faults": [],
+            "training": [{
+                "name": "nano", "weights": "float", "parameters": 1, "tokens": 2, "peak_bytes": 3,
+                "tokens_per_second": 4.0, "validation_loss": 1.5, "curve": [[10, 2.0], [20, 1.5]],
+            }],
         }))
         .unwrap()
     }
 
     fn with_peer(ratio: f64) -> Value {
-        json!({"peer_ms": 2.0 * ratio, "ratio": ratio, "ratio_quartiles": [ratio - 0.1, ratio + 0.1]})
+        json!({"peer": "torch 2", "peer_ms": 2.0 * ratio, "ratio": ratio, "ratio_quartiles": [ratio - 0.1, ratio + 0.1]})
     }
 
     #[test]

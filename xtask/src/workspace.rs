@@ -31,6 +31,7 @@ pub(crate) struct Package {
 
 #[derive(Debug, Clone, Deserialize)]
 struct Target {
+    name: String,
     kind: Vec<String>,
 }
 
@@ -63,6 +64,13 @@ impl Package {
     /// Whether it has a library.
     pub(crate) fn has_library(&self) -> bool {
         self.targets.iter().any(|target| target.kind.iter().any(|kind| kind == "lib"))
+    }
+
+    /// Names of the programs in `tests/`.
+    pub(crate) fn integration_tests(&self) -> impl Iterator<Item = &str> {
+        let tests =
+            self.targets.iter().filter(|target| target.kind.iter().any(|kind| kind == "test"));
+        tests.map(|target| target.name.as_str())
     }
 
     /// Whether its tests compute something, so that they are run on every instruction set.

@@ -4,7 +4,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use criterion::Criterion;
+use criterion::{BenchmarkId, Criterion};
 use dflash::{TokenTree, accept_greedy, argmax, best_first_logits};
 use kvcache::{Cache, Config, Layout, Options, Queries, SeqId, Workspace};
 use ndarray::{Array1, Array2, Array3};
@@ -22,6 +22,7 @@ fn main() {
     let pairs = if std::env::args().any(|arg| arg == "--test") { 1 } else { 15 };
     ratios(pairs);
     let mut criterion = Criterion::default().configure_from_args();
+    verification(&mut criterion);
     pieces(&mut criterion);
     criterion.final_summary();
 }
@@ -161,6 +162,24 @@ fn ratios(pairs: usize) {
         share / 32.0
     );
     println!();
+}
+
+/// Ways to get the logits of 64 drafted tokens: `verification/<way>/64 nodes over 4096`.
+fn verification(c: &mut Criterion) {
+    let mut layer = Layer::new();
+    let chain: Vec<i64> = (-1..NODES as i64 - 1).collect();
+    let (_, tree) = binary_tree();
+    let mut group = c.benchmark_group("verification");
+    let label = format!("{NODES} nodes over {TOKENS}");
+    for (name, parents) in [("tree", &tree), ("chain", &chain)] {
+        group.bench_function(BenchmarkId::new(name, &label), |bencher| {
+            bencher.iter(|| layer.verify(parents));
+        });
+    }
+    group.bench_function(BenchmarkId::new("one token at a time", &label), |bencher| {
+        bencher.iter(|| layer.decode(NODES));
+    });
+    group.finish();
 }
 
 fn pieces(c: &mut Criterion) {

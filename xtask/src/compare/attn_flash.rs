@@ -12,7 +12,7 @@ use tensor_utils::{Element, bf16};
 
 use super::duel::{Case, Contest};
 use super::peer::{Input, Peer};
-use super::precision::{Errors, PrecisionCase};
+use super::precision::{Errors, PrecisionCase, Spread};
 use crate::cases::Stored;
 
 /// The sizes of a call; values are as wide as keys.
@@ -204,12 +204,16 @@ fn precision_case<T: Element + Stored>(sizes: Sizes, spread: f64) -> PrecisionCa
                 Ok(peer.output("o")?.into_dimensionality()?)
             });
             Ok(Errors {
-                ours: largest_difference(&forward.o, &want),
-                naive: largest_difference(&naive, &want),
-                peer: theirs.transpose()?.map(|o| largest_difference(&o, &want)),
+                ours: spread_of(&forward.o, &want),
+                naive: spread_of(&naive, &want),
+                peer: theirs.transpose()?.map(|o| spread_of(&o, &want)),
             })
         }),
     }
+}
+
+fn spread_of<A: Element, B: Element>(got: &Array4<A>, want: &Array4<B>) -> Spread {
+    Spread::new(got.iter().copied().zip(want.iter().copied()))
 }
 
 /// NaN if either array has a NaN.

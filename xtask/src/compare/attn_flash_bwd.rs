@@ -16,7 +16,7 @@ use tensor_utils::{Element, bf16};
 use super::attn_flash::{Sizes, largest_difference};
 use super::duel::{Case, Contest};
 use super::peer::{Input, Peer};
-use super::precision::{Errors, PrecisionCase};
+use super::precision::{Errors, PrecisionCase, Spread};
 use crate::cases::Stored;
 
 /// Training shapes, and one head alone.
@@ -73,12 +73,18 @@ fn precision_case<T: Element + Stored>(sizes: Sizes) -> PrecisionCase {
                 gradients::<T>(peer)
             });
             Ok(Errors {
-                ours: worst([dq, dk, dv], &want),
-                naive: worst([&naive.dq, &naive.dk, &naive.dv], &want),
-                peer: theirs.transpose()?.map(|theirs| worst(theirs.each_ref(), &want)),
+                ours: spread_of([dq, dk, dv], &want),
+                naive: spread_of([&naive.dq, &naive.dk, &naive.dv], &want),
+                peer: theirs.transpose()?.map(|theirs| spread_of(theirs.each_ref(), &want)),
             })
         }),
     }
+}
+
+/// Of the elements of three arrays.
+fn spread_of<A: Element, B: Element>(got: [&Array4<A>; 3], want: &[Array4<B>; 3]) -> Spread {
+    let pairs = got.into_iter().zip(want);
+    Spread::new(pairs.flat_map(|(got, want)| got.iter().copied().zip(want.iter().copied())))
 }
 
 /// The largest difference of three arrays; NaN if one has a NaN.

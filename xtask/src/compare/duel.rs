@@ -60,29 +60,45 @@ pub(super) trait Contest: Send {
     fn largest_difference(&self, peer: &mut Peer) -> Result<f64>;
 }
 
-/// Compares the results, then measures `pairs` pairs of turns; without a peer, `pairs` turns.
+/// Compares the results with each peer's, then measures `pairs` pairs of turns with each: a row for
+/// each peer that can compute it; without any, a row of `pairs` turns of ours.
 pub(super) fn run(
     case: &Case,
-    peer: Option<&mut Peer>,
+    peers: &mut [Peer],
     pool: &ThreadPool,
     pairs: usize,
-) -> Result<Row> {
+) -> Result<Vec<Row>> {
     forget_peak(std::process::id());
     let mut contest = (case.prepare)()?;
-    let mut able = None;
-    if let Some(peer) = peer {
-        match peer.lacks(contest.peer_operation().0)? {
-            Some(reason) => eprintln!("the peer is SKIPPED: {reason}"),
-            None => able = Some(peer),
+    let our_repeats = repeats(|| run_ours(&mut *contest, pool, 1))?;
+    let mut rows = Vec::new();
+    for peer in peers {
+        let name = peer.name();
+        match Opponent::new(peer, case, &mut *contest, pool)? {
+            Err(reason) => eprintln!("  {name} is SKIPPED: {reason}"),
+            Ok(opponent) => {
+                rows.push(turns(case, &mut *contest, Some(opponent), pool, pairs, our_repeats)?);
+            }
         }
     }
-    let mut opponent =
-        able.map(|peer| Opponent::new(peer, case, &mut *contest, pool)).transpose()?;
-    let our_repeats = repeats(|| run_ours(&mut *contest, pool, 1))?;
+    if rows.is_empty() {
+        rows.push(turns(case, &mut *contest, None, pool, pairs, our_repeats)?);
+    }
+    Ok(rows)
+}
+
+fn turns(
+    case: &Case,
+    contest: &mut dyn Contest,
+    mut opponent: Option<Opponent<'_>>,
+    pool: &ThreadPool,
+    pairs: usize,
+    our_repeats: usize,
+) -> Result<Row> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for pair in 0..=pairs {
         sleep(PAUSE);
-        let our_turn = run_ours(&mut *contest, pool, our_repeats)?;
+        let our_turn = run_ours(contest, pool, our_repeats)?;
         sleep(PAUSE);
         let peer_turn = opponent.as_mut().map(Opponent::turn).transpose()?;
         // The first pair is the warm-up.
@@ -96,7 +112,7 @@ pub(super) fn run(
     Ok(Row::new(case, pool.current_num_threads(), &ours, memory, against))
 }
 
-/// The peer, once its result has been compared with ours.
+/// A peer, once its result has been compared with ours.
 struct Opponent<'a> {
     peer: &'a mut Peer,
     repeats: usize,
@@ -104,23 +120,27 @@ struct Opponent<'a> {
 }
 
 impl<'a> Opponent<'a> {
+    /// Or why the peer cannot compute it.
     fn new(
         peer: &'a mut Peer,
         case: &Case,
         contest: &mut dyn Contest,
         pool: &ThreadPool,
-    ) -> Result<Self> {
+    ) -> Result<Result<Self, String>> {
         forget_peak(peer.pid());
-        peer.compute(contest)?;
+        if let Some(reason) = peer.compute(contest)? {
+            return Ok(Err(reason));
+        }
         run_ours(contest, pool, 1)?;
         let max_error = contest.largest_difference(peer)?;
         ensure!(
             max_error <= case.tolerance,
-            "the results differ by {max_error:.1e}, more than {:.0e}",
+            "the results of {} differ by {max_error:.1e}, more than {:.0e}",
+            peer.name(),
             case.tolerance,
         );
         let repeats = repeats(|| peer.run(1))?;
-        Ok(Self { peer, repeats, max_error })
+        Ok(Ok(Self { peer, repeats, max_error }))
     }
 
     fn turn(&mut self) -> Result<f64> {

@@ -16,7 +16,7 @@ use tensor_utils::{Element, bf16};
 
 use super::duel::{Case, Contest};
 use super::peer::{Input, Peer};
-use super::precision::{Errors, PrecisionCase};
+use super::precision::{Errors, PrecisionCase, Spread};
 use crate::cases::Stored;
 
 /// What distinguishes a case from others of its element type.
@@ -240,10 +240,14 @@ fn errors(mean: f64, peer: Option<&mut Peer>, pool: &ThreadPool) -> Result<Error
         Ok(peer.output("dx")?.into_dimensionality()?)
     });
     Ok(Errors {
-        ours: largest_difference(&ours.dx, &want),
-        naive: largest_difference(&naive.dx, &want),
-        peer: theirs.transpose()?.map(|theirs| largest_difference(&theirs, &want)),
+        ours: spread_of(&ours.dx, &want),
+        naive: spread_of(&naive.dx, &want),
+        peer: theirs.transpose()?.map(|theirs| spread_of(&theirs, &want)),
     })
+}
+
+fn spread_of<A: Element, B: Element>(got: &Array2<A>, want: &Array2<B>) -> Spread {
+    Spread::new(got.iter().copied().zip(want.iter().copied()))
 }
 
 /// NaN if one has a NaN.

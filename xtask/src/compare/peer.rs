@@ -1,4 +1,4 @@
-//! The Python process with PyTorch in it.
+//! A process with a peer in it: Python with PyTorch, or one of the Rust libraries.
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::Path;
@@ -25,7 +25,7 @@ pub(super) struct Peer {
     child: Child,
     requests: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
-    version: String,
+    name: String,
     /// Where tensors are exchanged, and the script is.
     folder: TempDir,
 }
@@ -48,49 +48,64 @@ pub(super) struct Input {
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Answer {
-    torch: Option<String>,
+    peer: Option<String>,
     missing: Option<String>,
+    lacks: Option<String>,
     error: Option<String>,
     seconds: Option<f64>,
 }
 
 impl Peer {
-    /// Starts `python` with the worker's script, computing on `threads` threads.
-    pub(super) fn start(python: &Path, threads: usize) -> Result<Start> {
+    /// Starts `python` with PyTorch, computing on `threads` threads.
+    pub(super) fn torch(python: &Path, threads: usize) -> Result<Start> {
         let folder = TempDir::new().context("no folder for temporary files")?;
         let script = folder.path().join("torch_peer.py");
         std::fs::write(&script, SCRIPT).context("cannot write a temporary file")?;
+        let mut command = Command::new(python);
+        command.arg(&script);
+        Ok(match Self::start(command, threads, folder)? {
+            Start::Missing(reason) => Start::Missing(format!("no PyTorch ({reason}); {INSTALL}")),
+            ready => ready,
+        })
+    }
+
+    /// Starts the Rust worker with a library, computing on `threads` threads.
+    pub(super) fn rust(worker: &Path, library: &str, threads: usize) -> Result<Start> {
+        let mut command = Command::new(worker);
+        command.arg(library);
+        Self::start(command, threads, TempDir::new().context("no folder for temporary files")?)
+    }
+
+    fn start(mut command: Command, threads: usize, folder: TempDir) -> Result<Start> {
         let count = threads.to_string();
-        let child = Command::new(python)
-            .arg(&script)
+        let limits = ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"];
+        let child = command
             .arg(&count)
-            .envs([("OMP_NUM_THREADS", &count), ("MKL_NUM_THREADS", &count)])
+            .envs(limits.map(|name| (name, &count)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn();
+        let program = command.get_program().to_string_lossy();
         let mut child = match child {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let python = python.display();
-                return Ok(Start::Missing(format!(
-                    "there is no `{python}` for PyTorch; {INSTALL}"
-                )));
+                return Ok(Start::Missing(format!("there is no `{program}`")));
             }
-            child => child.with_context(|| format!("cannot run {}", python.display()))?,
+            child => child.with_context(|| format!("cannot run {program}"))?,
         };
         let requests = child.stdin.take();
         let answers = BufReader::new(child.stdout.take().context("the worker has no output")?);
-        let mut peer = Self { child, requests, answers, version: String::new(), folder };
+        let mut peer = Self { child, requests, answers, name: String::new(), folder };
         let greeting = peer.answer()?;
         if let Some(reason) = greeting.missing {
-            return Ok(Start::Missing(format!("no PyTorch ({reason}); {INSTALL}")));
+            return Ok(Start::Missing(reason));
         }
-        peer.version = greeting.torch.context("the worker did not give PyTorch's version")?;
+        peer.name = greeting.peer.context("the worker did not say which library it has")?;
         Ok(Start::Ready(peer))
     }
 
     /// Name and version.
     pub(super) fn name(&self) -> String {
-        format!("torch {}", self.version)
+        self.name.clone()
     }
 
     /// Its process.
@@ -98,14 +113,13 @@ impl Peer {
         self.child.id()
     }
 
-    /// What this Python lacks for an operation, with what to do about it.
-    pub(super) fn lacks(&mut self, op: &str) -> Result<Option<String>> {
-        let missing = self.ask(&json!({"do": "check", "op": op}))?.missing;
-        Ok(missing.map(|library| format!("there is no `{library}`; `pip install {library}`")))
-    }
-
-    /// Hands over the inputs of an operation.
-    pub(super) fn load(&mut self, op: &str, options: &Value, inputs: &[Input]) -> Result<()> {
+    /// Hands over the inputs of an operation; or says why the peer cannot compute it.
+    pub(super) fn load(
+        &mut self,
+        op: &str,
+        options: &Value,
+        inputs: &[Input],
+    ) -> Result<Option<String>> {
         let path = self.folder.path().join("inputs.safetensors");
         let views = inputs.iter().map(|input| {
             let view = TensorView::new(input.dtype, input.shape.clone(), &input.bytes);
@@ -113,16 +127,20 @@ impl Peer {
         });
         let views: Vec<_> = views.collect::<Result<_, _>>()?;
         safetensors::serialize_to_file(views, None, &path)?;
-        self.ask(&json!({"do": "load", "op": op, "options": options, "inputs": path}))?;
-        std::fs::remove_file(&path).context("cannot remove a temporary file")
+        let request = json!({"do": "load", "op": op, "options": options, "inputs": path});
+        let lacks = self.ask(&request)?.lacks;
+        std::fs::remove_file(&path).context("cannot remove a temporary file")?;
+        Ok(lacks)
     }
 
-    /// Hands over the arrays of a contest, and computes once.
-    pub(super) fn compute(&mut self, contest: &dyn Contest) -> Result<()> {
+    /// Hands over the arrays of a contest, and computes once; or says why the peer cannot.
+    pub(super) fn compute(&mut self, contest: &dyn Contest) -> Result<Option<String>> {
         let (operation, options) = contest.peer_operation();
-        self.load(operation, &options, &contest.inputs())?;
-        self.run(1)?;
-        Ok(())
+        let lacks = self.load(operation, &options, &contest.inputs())?;
+        if lacks.is_none() {
+            self.run(1)?;
+        }
+        Ok(lacks)
     }
 
     /// Runs the operation `repeats` times; returns the seconds one took.
@@ -149,12 +167,12 @@ impl Peer {
         let mut line = String::new();
         self.answers.read_line(&mut line).context("the worker cannot be read")?;
         if line.is_empty() {
-            bail!("the Python worker ended without an answer; what it printed is above");
+            bail!("the worker ended without an answer; what it printed is above");
         }
         let answer: Answer = serde_json::from_str(&line)
-            .with_context(|| format!("the Python worker answered `{}`", line.trim()))?;
+            .with_context(|| format!("the worker answered `{}`", line.trim()))?;
         match answer.error {
-            Some(error) => bail!("the Python worker failed: {error}"),
+            Some(error) => bail!("the worker failed: {error}"),
             None => Ok(answer),
         }
     }

@@ -15,14 +15,15 @@ use super::precision::{Errors, PrecisionRow};
 #[derive(Serialize)]
 pub(super) struct Report {
     machine: Machine,
-    peer: Option<String>,
+    /// Names and versions.
+    peers: Vec<String>,
     notes: &'static [&'static str],
     rows: Vec<Row>,
     precision: Vec<PrecisionRow>,
 }
 
 const NOTES: &[&str] = &[
-    "ours and the peer took turns in one run, on the same arrays and as many threads; times are medians",
+    "ours and a peer took turns in one run, on the same arrays and as many threads; times are medians",
     "ratio: peer_ms / ours_ms, above 1 we are faster; its quartiles are over the pairs of turns",
     "ours writes to arrays that exist, with a workspace that exists, unless the case says allocating",
     "PyTorch allocates its result (no_grad; a backward pass alone is autograd.grad on a graph that is kept)",
@@ -117,7 +118,7 @@ impl Row {
 impl Report {
     pub(super) fn new(
         machine: Machine,
-        peer: Option<String>,
+        peers: Vec<String>,
         mut rows: Vec<Row>,
         precision: Vec<PrecisionRow>,
     ) -> Self {
@@ -126,7 +127,7 @@ impl Report {
             row.fraction_of_peak = arithmetic.max(row.gb_s / machine.read_gb_s);
             row.fraction_of_stream = row.gb_s / machine.stream_gb_s;
         }
-        Self { machine, peer, notes: NOTES, rows, precision }
+        Self { machine, peers, notes: NOTES, rows, precision }
     }
 
     /// Writes the figures as JSON.
@@ -143,6 +144,7 @@ impl fmt::Display for Report {
             "kernel",
             "case",
             "dtype",
+            "peer",
             "ours ms",
             "peer ms",
             "ratio",
@@ -159,6 +161,7 @@ impl fmt::Display for Report {
                 row.against.as_ref().map_or_else(|| "not measured".to_owned(), show)
             };
             let figures = [
+                row.against.as_ref().map_or_else(String::new, |against| against.peer.clone()),
                 format!("{:.3}", row.ours_ms),
                 measured(|against| format!("{:.3}", against.peer_ms)),
                 measured(|against| format!("{:.2}x", against.ratio)),
@@ -179,8 +182,8 @@ impl fmt::Display for Report {
             let right = |text| Cell::new(text).set_alignment(CellAlignment::Right);
             table.add_row(names.into_iter().chain(figures.map(right)));
         }
-        let peer = self.peer.as_deref().unwrap_or("not measured");
-        writeln!(f, "{}\npeer: {peer}", self.machine)?;
+        let peers = if self.peers.is_empty() { "not measured" } else { &self.peers.join(", ") };
+        writeln!(f, "{}\npeers: {peers}", self.machine)?;
         if !self.rows.is_empty() {
             writeln!(f, "{table}")?;
         }
@@ -193,12 +196,15 @@ impl fmt::Display for Report {
 
 fn precision_table(rows: &[PrecisionRow]) -> Table {
     let mut table = Table::new();
-    let header = ["kernel", "case", "dtype", "ours", "naive", "peer"];
+    let header = ["kernel", "case", "dtype", "ours", "naive", "peer", "ours p99", "ours median"];
     table.load_style(presets::UTF8_FULL_CONDENSED).set_header(header);
     for row in rows {
         let Errors { ours, naive, peer } = row.errors;
         let names = [row.kernel, &row.case, row.dtype].map(Cell::new);
-        let figures = [Some(ours), Some(naive), peer].map(|error| match error {
+        let peer = peer.map(|peer| peer.largest);
+        let figures =
+            [Some(ours.largest), Some(naive.largest), peer, Some(ours.p99), Some(ours.median)];
+        let figures = figures.map(|error| match error {
             Some(error) => format!("{error:.1e}"),
             None => "not measured".to_owned(),
         });
@@ -212,9 +218,17 @@ fn precision_table(rows: &[PrecisionRow]) -> Table {
 fn quantile(values: &[f64], q: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
+    quantile_of_sorted(&sorted, q)
+}
+
+/// [`quantile`] of values in order.
+pub(super) fn quantile_of_sorted(sorted: &[f64], q: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
     let at = q * last as f64;
     let (low, high) = (at.floor() as usize, at.ceil() as usize);
+    if low == high {
+        return sorted[low];
+    }
     sorted[low] + (sorted[high] - sorted[low]) * (at - low as f64)
 }
 

@@ -19,6 +19,7 @@ pub(super) struct Changes {
 #[derive(Debug, Serialize)]
 struct Change {
     title: String,
+    peer: String,
     /// Ratios to the peer: they carry over from run to run, times do not.
     before: f64,
     after: f64,
@@ -33,7 +34,8 @@ impl Changes {
         let mut rows = Vec::new();
         for new in &after.compared.rows {
             let old = before.compared.rows.iter().find(|old| {
-                (&old.kernel, &old.case, &old.dtype) == (&new.kernel, &new.case, &new.dtype)
+                let same = (&old.kernel, &old.case) == (&new.kernel, &new.case);
+                same && old.dtype == new.dtype && library(&old.peer) == library(&new.peer)
             });
             let Some(old) = old else { continue };
             let (Some(before), Some(after)) = (old.ratio, new.ratio) else { continue };
@@ -42,6 +44,7 @@ impl Changes {
             let noise = (spread(old.ratio_quartiles) + spread(new.ratio_quartiles)) / 2.0;
             rows.push(Change {
                 title: format!("{} {} {}", new.kernel, new.case, new.dtype),
+                peer: new.peer.clone().unwrap_or_default(),
                 before,
                 after,
                 noise,
@@ -56,6 +59,11 @@ impl Changes {
     }
 }
 
+/// The name without the version.
+fn library(peer: &Option<String>) -> Option<&str> {
+    peer.as_deref().and_then(|peer| peer.split(' ').next())
+}
+
 impl fmt::Display for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "speed ratio to the peer, since {}:", self.before)?;
@@ -63,13 +71,14 @@ impl fmt::Display for Changes {
             writeln!(f, "(another processor: the ratios do not tell what the change did)")?;
         }
         for row in &self.rows {
-            let Change { title, before, after, noise, real } = row;
+            let Change { title, peer, before, after, noise, real } = row;
             let verdict = match (real, after > before) {
                 (false, _) => "within noise",
                 (true, true) => "faster",
                 (true, false) => "slower",
             };
-            writeln!(f, "  {before:5.2} -> {after:5.2} (noise {noise:.2}) {verdict:<12} {title}")?;
+            let figures = format!("{before:5.2} -> {after:5.2} (noise {noise:.2})");
+            writeln!(f, "  {figures} {verdict:<12} {title}, {peer}")?;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::Args;
 use crate::workspace::{self, Workspace};
 
 /// `target/verify/report.json`.
@@ -37,23 +38,29 @@ pub(super) struct Check {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Compared {
     pub(super) machine: Machine,
-    #[serde(default)]
-    pub(super) peer: Option<String>,
+    pub(super) peers: Vec<String>,
     pub(super) notes: Vec<String>,
     pub(super) rows: Vec<Row>,
     #[serde(default)]
     pub(super) precision: Vec<Precision>,
 }
 
-/// Largest errors against `f64`.
+/// Errors against `f64`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Precision {
     kernel: String,
     case: String,
     dtype: String,
-    ours: f64,
-    naive: f64,
-    peer: Option<f64>,
+    ours: Spread,
+    naive: Spread,
+    peer: Option<Spread>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Spread {
+    largest: f64,
+    p99: f64,
+    median: f64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -72,6 +79,7 @@ pub(super) struct Row {
     pub(super) case: String,
     pub(super) dtype: String,
     pub(super) ours_ms: f64,
+    pub(super) peer: Option<String>,
     pub(super) peer_ms: Option<f64>,
     pub(super) ratio: Option<f64>,
     pub(super) ratio_quartiles: Option<[f64; 2]>,
@@ -91,17 +99,13 @@ pub(super) struct Fault {
 }
 
 /// The checks and the comparison, of this state of the sources.
-pub(super) fn results(
-    workspace: &Workspace,
-    python: &Path,
-    fresh: bool,
-) -> Result<(Verified, Compared)> {
+pub(super) fn results(workspace: &Workspace, args: &Args) -> Result<(Verified, Compared)> {
     let folder = workspace.target.join("verify");
     let (verified, compared) = (folder.join("report.json"), folder.join("compare.json"));
     let commit = workspace::commit();
     // Sources that differ from the commit may have changed since.
     let current = |verified: &Verified| verified.commit == commit && !commit.ends_with("-dirty");
-    let old = load::<Verified>(&verified).ok().filter(|old| !fresh && current(old));
+    let old = load::<Verified>(&verified).ok().filter(|old| !args.fresh && current(old));
     let checked_before = old.is_some();
     let verified = match old {
         Some(old) => old,
@@ -112,8 +116,10 @@ pub(super) fn results(
         }
     };
     if !checked_before || !compared.exists() {
-        let (python, json) = (python.display().to_string(), compared.display().to_string());
-        let status = run(&["compare", "--python", &python, "--json", &json])?;
+        let (python, json) = (args.python.display().to_string(), compared.display().to_string());
+        let mut arguments = vec!["compare", "--python", &python, "--json", &json];
+        arguments.extend(args.rust_peers.then_some("--rust-peers"));
+        let status = run(&arguments)?;
         anyhow::ensure!(status, "the comparison failed; what it printed is above");
     }
     Ok((verified, load(&compared)?))

@@ -7,6 +7,7 @@ use plotters::prelude::*;
 
 use super::gather::Compared;
 use super::memory::Curve;
+use super::training::Training;
 
 /// Small enough that the text can be read where the plot is as wide as a phone.
 const SIZE: (u32, u32) = (460, 340);
@@ -76,6 +77,28 @@ pub(super) fn curve(curve: &Curve) -> Result<String> {
         }
         Ok(())
     })
+}
+
+/// Validation losses over steps; nothing without a training.
+pub(super) fn losses(trainings: &[Training]) -> Result<Option<String>> {
+    if trainings.iter().all(|training| training.curve.is_empty()) {
+        return Ok(None);
+    }
+    let points = |training: &Training| -> Vec<(f64, f64)> {
+        training.curve.iter().map(|&(step, loss)| (step as f64, loss)).collect()
+    };
+    let all = || trainings.iter().flat_map(points);
+    let (x, y) = (span(all().map(|point| point.0)), span(all().map(|point| point.1)));
+    draw(x, y, "step", "nats a token", |chart| {
+        for (training, &color) in trainings.iter().zip(COLORS.iter().cycle()) {
+            let line = LineSeries::new(points(training), color.stroke_width(2)).point_size(2);
+            let label = format!("{}, {}", training.name, training.weights);
+            let drawn = chart.draw_series(line)?;
+            drawn.label(label).legend(move |at| Circle::new(at, 4, color.filled()));
+        }
+        Ok(())
+    })
+    .map(Some)
 }
 
 type Axis = LogCoord<f64>;
