@@ -45,7 +45,7 @@ impl Operation for Attention {
 
     fn outputs(&self) -> Result<Arrays> {
         let o = self.o.as_ref().context("it has not run")?;
-        let values = o.to_data().to_vec().map_err(|error| anyhow!("{error:?}"))?;
+        let values = o.to_data().try_to_vec().map_err(|error| anyhow!("{error:?}"))?;
         Ok([("o".to_owned(), Array { shape: o.dims().to_vec(), values })].into())
     }
 }
