@@ -13,7 +13,9 @@ const FLOORS: &[&[&str]] = &[
 
 pub(super) fn check(file: &File, findings: &mut Findings) {
     let is_manifest = file.path.file_name().is_some_and(|name| name == "Cargo.toml");
-    if !is_manifest || file.path.components().count() == 1 {
+    // A project of its own is not a member: it stands beside the workspace.
+    let is_own_project = file.text.lines().any(|line| line.starts_with("[workspace]"));
+    if !is_manifest || is_own_project {
         return;
     }
     let mut section = "";
