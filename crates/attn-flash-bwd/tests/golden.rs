@@ -5,7 +5,6 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
 
 use attn_flash::{AncestorMask, Options, Window, attention};
 use attn_flash_bwd::{Gradients, Inputs, attention_backward, attention_backward_reference};
@@ -13,7 +12,7 @@ use common::ByName;
 use ndarray::{Array3, Array4, ArrayD, Ix1, Ix3, Ix4, IxDyn};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-use tensor_utils::testing::{Poison, Tolerance, check_close};
+use tensor_utils::testing::{Poison, Tolerance, check_close, recorded_cases};
 use tensor_utils::{Element, bf16, f16};
 
 /// A file of the format `kernel-case/1`.
@@ -152,11 +151,7 @@ fn decode<const BYTES: usize>(bytes: &[u8], number: impl Fn([u8; BYTES]) -> f64)
 
 #[test]
 fn cases_from_pytorch() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/attn-flash-bwd");
-    let mut paths: Vec<_> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-    paths.sort();
+    let Some(paths) = recorded_cases(env!("CARGO_MANIFEST_DIR"), "attn-flash-bwd") else { return };
     assert!(paths.len() >= 38, "only {} cases found", paths.len());
     for path in paths {
         println!("{}", path.display());

@@ -11,7 +11,7 @@ use attn_flash_bwd::{
 };
 use common::{Broadcast, Call, Features, Sizes, UserMask, check_same, in_pool};
 use ndarray::{Array3, Array4, ArrayView4, Axis, Slice};
-use tensor_utils::testing::{Poison, check_same_bits};
+use tensor_utils::testing::{Poison, check_same_bits, repeats, thread_counts};
 use tensor_utils::{Element, bf16, f16};
 
 /// Wide in each direction in which work is shared out: batch, heads, queries of one head, keys of
@@ -71,7 +71,7 @@ fn any_number_of_threads() {
         for tiling in tilings(strategy) {
             let run = || call.run(&tiling);
             let alone = in_pool(1, run);
-            for threads in [2, 3, 8] {
+            for threads in thread_counts() {
                 check_same(&in_pool(threads, run), &alone).unwrap_or_else(|error| {
                     panic!("{threads} threads: {error}\n{sizes:?} {features:?} {tiling:?}")
                 });
@@ -100,7 +100,7 @@ fn any_number_of_slots() {
 }
 
 #[test]
-fn fifty_runs() {
+fn every_run() {
     let features =
         Features { causal: true, sinks: true, bias: Some(Broadcast::Batch), ..Features::default() };
     for (sizes, strategy) in [
@@ -112,7 +112,7 @@ fn fifty_runs() {
             let tiling = common::tiling((64, 64), strategy, isa);
             let want = call.run(&tiling);
             in_pool(3, || {
-                for run in 0..50 {
+                for run in 0..repeats() {
                     check_same(&call.run(&tiling), &want)
                         .unwrap_or_else(|error| panic!("run {run}: {error}"));
                 }

@@ -5,13 +5,12 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
 
 use attn_flash::{AncestorMask, Attention, Options, Window, attention, attention_reference};
 use ndarray::{Array3, Array4, ArrayD, Ix3, Ix4, IxDyn};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-use tensor_utils::testing::{Poison, Tolerance, check_close};
+use tensor_utils::testing::{Poison, Tolerance, check_close, recorded_cases};
 use tensor_utils::{Element, bf16, f16};
 
 /// A file of the format `kernel-case/1`.
@@ -125,11 +124,7 @@ fn decode<const BYTES: usize>(bytes: &[u8], number: impl Fn([u8; BYTES]) -> f64)
 
 #[test]
 fn cases_from_pytorch() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/attn-flash");
-    let mut paths: Vec<_> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-    paths.sort();
+    let Some(paths) = recorded_cases(env!("CARGO_MANIFEST_DIR"), "attn-flash") else { return };
     assert!(paths.len() >= 39, "only {} cases found", paths.len());
     for path in paths {
         println!("{}", path.display());

@@ -10,7 +10,9 @@ use attn_flash::{
 use common::{Broadcast, Features, Inputs, Setting, Sizes, UserMask, attention_tiled};
 use ndarray::{Array2, Array3, Array4, ArrayView4, Axis, Slice};
 use rayon::ThreadPoolBuilder;
-use tensor_utils::testing::{Guarded, Poison, check_same_bits};
+use tensor_utils::testing::{
+    Guarded, Poison, batch_sizes, check_same_bits, repeats, thread_counts,
+};
 use tensor_utils::{Element, bf16, f16};
 
 /// Wide in each direction in which work is shared out: batch, heads, one head alone, one query.
@@ -77,7 +79,7 @@ fn any_number_of_threads() {
             let tiling = Tiling { isa: Some(isa), ..Tiling::default() };
             let run = || attention_tiled(inputs.views(), &setting.options(), &tiling).unwrap();
             let alone = in_pool(1, run);
-            for threads in [2, 3, 8, 8] {
+            for threads in thread_counts() {
                 let what = format!("{threads} threads, {isa}, {sizes:?}, {features:?}");
                 assert_same(&in_pool(threads, run), &alone, &what);
             }
@@ -85,6 +87,51 @@ fn any_number_of_threads() {
         }
     }
     for_all_calls!(check);
+}
+
+#[test]
+fn every_run() {
+    let features =
+        Features { causal: true, sinks: true, bias: Some(Broadcast::Batch), ..Features::default() };
+    for sizes in [SIZES[0], SIZES[2]] {
+        let inputs = Inputs::<f32>::normal(sizes, 12);
+        let setting = Setting::new(&features, sizes, 12);
+        for isa in common::isas() {
+            let tiling = common::tiling((64, 64), isa);
+            let run = || attention_tiled(inputs.views(), &setting.options(), &tiling).unwrap();
+            let want = run();
+            in_pool(3, || {
+                for at in 0..repeats() {
+                    assert_same(&run(), &want, &format!("run {at}, {isa}, {sizes:?}"));
+                }
+            });
+        }
+    }
+}
+
+/// The first entry of a batch, and the last, whatever stands beside them.
+#[test]
+fn any_batch_size() {
+    let entry = |x: &Array4<f32>, b: usize| x.slice_axis(Axis(0), Slice::from(b..=b)).to_owned();
+    let sizes = |batch| Sizes { batch, key_heads: 2, group: 2, n: 5, m: 70, d: 20, e: 12 };
+    let options = Options { causal: true, ..Options::default() };
+    for isa in common::isas() {
+        let tiling = Tiling { isa: Some(isa), ..Tiling::default() };
+        for batch in batch_sizes() {
+            let inputs = Inputs::<f32>::normal(sizes(batch), 13);
+            let all = attention_tiled(inputs.views(), &options, &tiling).unwrap();
+            for b in [0, batch - 1] {
+                let (q, k, v) = (entry(&inputs.q, b), entry(&inputs.k, b), entry(&inputs.v, b));
+                let views = (q.view(), k.view(), v.view());
+                let alone = attention_tiled(views, &options, &tiling).unwrap();
+                let got = Attention {
+                    o: entry(&all.o, b),
+                    lse: all.lse.slice_axis(Axis(0), Slice::from(b..=b)).to_owned(),
+                };
+                assert_same(&got, &alone, &format!("entry {b} of {batch}, {isa}"));
+            }
+        }
+    }
 }
 
 /// A workspace of another pool: one slot for eight threads and eight for one.

@@ -13,6 +13,7 @@ use beam::{Bigram, EarlyStopping, Hypothesis, Options, Rule, beam_search, beam_s
 use ndarray::Array2;
 use safetensors::SafeTensors;
 use serde_json::Value;
+use tensor_utils::testing::recorded_cases;
 
 const PADDING: i64 = -1;
 
@@ -110,11 +111,7 @@ fn check(path: &Path) {
 
 #[test]
 fn cases_of_others() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/beam");
-    let mut paths: Vec<_> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-    paths.sort();
+    let Some(paths) = recorded_cases(env!("CARGO_MANIFEST_DIR"), "beam") else { return };
     assert!(paths.len() >= 83, "only {} cases found", paths.len());
     for path in paths {
         println!("{}", path.display());

@@ -10,6 +10,7 @@ use common::{Random, search_one};
 use proptest::prelude::*;
 use rayon::ThreadPoolBuilder;
 use tensor_utils::bf16;
+use tensor_utils::testing::property_cases;
 
 fn rules() -> impl Strategy<Value = Rule> {
     prop_oneof![
@@ -83,6 +84,8 @@ fn calls() -> impl Strategy<Value = Call> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(property_cases(256)))]
+
     /// A prompt in a batch has the bits it has alone, and the order of the prompts is that of the result.
     #[test]
     fn prompts_do_not_know_of_each_other(call in calls()) {

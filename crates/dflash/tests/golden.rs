@@ -3,11 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::path::Path;
 
 use dflash::{Accepted, TokenTree, accept_greedy, accept_greedy_reference};
 use ndarray::Array2;
 use safetensors::{Dtype, SafeTensors};
+use tensor_utils::testing::recorded_cases;
 use tensor_utils::{bf16, f16};
 
 fn decode<const BYTES: usize, T>(bytes: &[u8], number: impl Fn([u8; BYTES]) -> T) -> Vec<T> {
@@ -57,11 +57,7 @@ fn check(bytes: &[u8]) {
 
 #[test]
 fn cases_from_python() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/dflash");
-    let mut paths: Vec<_> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-    paths.sort();
+    let Some(paths) = recorded_cases(env!("CARGO_MANIFEST_DIR"), "dflash") else { return };
     assert!(paths.len() >= 16, "only {} cases found", paths.len());
     for path in paths {
         println!("{}", path.display());

@@ -10,9 +10,12 @@ use dflash::{
     TokenTree, accept_greedy, accept_greedy_reference, argmax, build_tree_mask, tree_mask_reference,
 };
 use proptest::prelude::*;
+use tensor_utils::testing::property_cases;
 use tensor_utils::{bf16, f16};
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(property_cases(256)))]
+
     #[test]
     fn greedy_is_its_definition((tree, logits) in trees()) {
         let want = accept_greedy_reference(tree.tokens(), tree.parents(), logits.view()).unwrap();

@@ -5,13 +5,13 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
 
 use common::isas;
 use kvcache::{Cache, Config, Layout, Options, Queries, Storage};
 use ndarray::{Array3, Array4, ArrayD, Axis, Ix4, IxDyn};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
+use tensor_utils::testing::recorded_cases;
 use tensor_utils::{Element, bf16, f16};
 
 /// The tensor in f64, which holds every value of the other types.
@@ -96,10 +96,9 @@ fn check<T: Element<Acc = f32>>(name: &str, bytes: &[u8]) {
 
 #[test]
 fn cases_pass() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/kvcache");
+    let Some(paths) = recorded_cases(env!("CARGO_MANIFEST_DIR"), "kvcache") else { return };
     let mut cases = 0;
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
+    for path in paths {
         let bytes = fs::read(&path).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();

@@ -5,14 +5,13 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
 
 use common::{Features, Inputs, Source, Wanted};
 use layernorm_bwd::{Kind, layer_norm_backward_reference, layer_norm_reference, rows};
 use ndarray::{Array1, Array2, ArrayD, ArrayRef, Dimension, Ix1, IxDyn};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-use tensor_utils::testing::{Poison, Tolerance, check_close};
+use tensor_utils::testing::{Poison, Tolerance, check_close, recorded_cases};
 use tensor_utils::{Element, bf16, f16};
 
 /// A file of the format `kernel-case/1`.
@@ -139,11 +138,7 @@ fn decode<const BYTES: usize>(bytes: &[u8], number: impl Fn([u8; BYTES]) -> f64)
 
 #[test]
 fn cases_from_pytorch() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/layernorm-bwd");
-    let mut paths: Vec<_> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-    paths.sort();
+    let Some(paths) = recorded_cases(env!("CARGO_MANIFEST_DIR"), "layernorm-bwd") else { return };
     assert!(paths.len() >= 26, "only {} cases found", paths.len());
     for path in paths {
         println!("{}", path.display());

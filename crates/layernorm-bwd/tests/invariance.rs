@@ -7,7 +7,7 @@ mod common;
 use common::{Features, Inputs, Source, in_pool};
 use layernorm_bwd::{Gradients, Kind, Tiling, Workspace, layer_norm_into};
 use ndarray::{Array2, Axis, Slice};
-use tensor_utils::testing::{Poison, check_same_bits};
+use tensor_utils::testing::{Poison, batch_sizes, check_same_bits, repeats, thread_counts};
 use tensor_utils::{Element, Isa, bf16, f16};
 
 /// Many segments, rows that do not fill the last, one segment, few long rows, short rows.
@@ -59,7 +59,7 @@ fn any_number_of_threads() {
         let inputs = Inputs::<T, T>::new(features, rows, d, 1);
         for isa in common::isas() {
             let (want, want_forward) = in_pool(1, || (inputs.backward(isa), inputs.forward(isa)));
-            for threads in [2, 3, 8] {
+            for threads in thread_counts() {
                 let what = format!("{threads} threads, {isa}, {rows} x {d}, {features:?}");
                 let (got, got_forward) =
                     in_pool(threads, || (inputs.backward(isa), inputs.forward(isa)));
@@ -74,7 +74,7 @@ fn any_number_of_threads() {
 }
 
 #[test]
-fn fifty_runs() {
+fn every_run() {
     fn check<T>(features: Features, rows: usize, d: usize)
     where
         T: Element + Poison,
@@ -84,7 +84,7 @@ fn fifty_runs() {
         let isa = Isa::active().unwrap();
         in_pool(4, || {
             let want = inputs.backward(isa);
-            for run in 0..50 {
+            for run in 0..repeats() {
                 assert_same(&inputs.backward(isa), &want, &format!("run {run} {rows} x {d}"));
             }
         });
@@ -154,6 +154,30 @@ fn large_results_are_those_of_small_ones() {
     }
     check::<f32>(Features::default(), 4100, 1027);
     check::<f64>(Features { dres: true, ..Features::default() }, 2600, 1003);
+}
+
+/// The first row of a batch, and the last, whatever stands beside them.
+#[test]
+fn any_batch_size() {
+    for isa in common::isas() {
+        for rows in batch_sizes() {
+            let all = Inputs::<f32, f32>::new(Features::default(), rows, 133, 5);
+            let (want_dx, want_y) = (all.backward(isa).dx, all.forward(isa).y);
+            for row in [0, rows - 1] {
+                let part =
+                    |x: &Array2<f32>| x.slice_axis(Axis(0), Slice::from(row..=row)).to_owned();
+                let alone = Inputs {
+                    x: part(&all.x),
+                    dy: part(&all.dy),
+                    dres: part(&all.dres),
+                    ..all.clone()
+                };
+                let context = |error| panic!("row {row} of {rows}, {isa}: {error}");
+                check_same_bits(&alone.backward(isa).dx, &part(&want_dx)).unwrap_or_else(context);
+                check_same_bits(&alone.forward(isa).y, &part(&want_y)).unwrap_or_else(context);
+            }
+        }
+    }
 }
 
 /// Neither its size nor what a call has left in it shows in the next.

@@ -5,7 +5,6 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
 
 use common::tilings;
 use ndarray::{Array2, ArrayD, ArrayRef, Dimension, IxDyn};
@@ -15,7 +14,7 @@ use softmax_topk::{
     Logit, Options, PerRow, TopK, Workspace, rows, softmax_topk, softmax_topk_into,
     softmax_topk_reference,
 };
-use tensor_utils::testing::{Tolerance, check_close};
+use tensor_utils::testing::{Tolerance, check_close, recorded_cases};
 use tensor_utils::{Element, bf16, f16};
 
 /// A file of the format `kernel-case/1`.
@@ -104,11 +103,7 @@ fn decode<const BYTES: usize>(bytes: &[u8], number: impl Fn([u8; BYTES]) -> f64)
 
 #[test]
 fn cases_from_pytorch() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/softmax-topk");
-    let mut paths: Vec<_> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-    paths.sort();
+    let Some(paths) = recorded_cases(env!("CARGO_MANIFEST_DIR"), "softmax-topk") else { return };
     assert!(paths.len() >= 30, "only {} cases found", paths.len());
     for path in paths {
         println!("{}", path.display());

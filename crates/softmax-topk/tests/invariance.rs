@@ -7,6 +7,7 @@ mod common;
 use common::{Features, Inputs, Values, in_pool, tilings};
 use ndarray::{Array2, Axis};
 use softmax_topk::{Logit, Options, Tiling, TopK, softmax_topk_backward};
+use tensor_utils::testing::{batch_sizes, repeats, thread_counts};
 use tensor_utils::{Element, Isa, bf16, f16};
 
 fn bits<A: Element>(top: &TopK<A>) -> (Vec<u32>, Vec<u64>) {
@@ -22,7 +23,7 @@ fn threads_have_no_influence() {
         let inputs = Inputs::<T>::new(features);
         for tiling in tilings() {
             let want = bits(&in_pool(1, || inputs.forward(&tiling)).unwrap());
-            for threads in [2, 3, 7] {
+            for threads in thread_counts() {
                 let got = in_pool(threads, || inputs.forward(&tiling)).unwrap();
                 assert_eq!(bits(&got), want, "{rows} x {vocabulary}, {threads}, {tiling:?}");
             }
@@ -54,6 +55,39 @@ fn the_batch_has_no_influence() {
     }
 }
 
+/// A row of a batch of any size has the bits it has alone.
+#[test]
+fn any_batch_size() {
+    let alone = Inputs::<f32>::new(Features::new(1, 3001, 40));
+    for tiling in tilings() {
+        let want = bits(&alone.forward(&tiling).unwrap());
+        for rows in batch_sizes() {
+            let mut batch = Inputs::<f32>::new(Features::new(rows, 3001, 40));
+            batch.logits.row_mut(rows - 1).assign(&alone.logits.row(0));
+            let all = batch.forward(&tiling).unwrap();
+            let indices: Vec<u32> = all.indices.row(rows - 1).to_vec();
+            assert_eq!(indices, want.0[..indices.len()], "{rows} {tiling:?}");
+            let probs: Vec<u64> = all.probs.row(rows - 1).iter().map(|x| x.bits()).collect();
+            assert_eq!(probs, want.1[..probs.len()], "{rows} {tiling:?}");
+        }
+    }
+}
+
+#[test]
+fn every_run() {
+    for (rows, vocabulary) in [(2, 70_000), (40, 900)] {
+        let inputs = Inputs::<f32>::new(Features::new(rows, vocabulary, 40));
+        for tiling in tilings() {
+            let want = bits(&inputs.forward(&tiling).unwrap());
+            in_pool(3, || {
+                for run in 0..repeats() {
+                    assert_eq!(bits(&inputs.forward(&tiling).unwrap()), want, "{run} {tiling:?}");
+                }
+            });
+        }
+    }
+}
+
 /// Order and ties are the same on every instruction set and for every number of passes.
 #[test]
 fn tokens_are_the_same_everywhere() {
@@ -76,7 +110,7 @@ fn gradients_do_not_depend_on_threads() {
         })
     };
     let want: Array2<f32> = run(1);
-    for threads in [2, 5] {
+    for threads in thread_counts() {
         assert_eq!(run(threads), want, "{threads} threads");
     }
 }

@@ -1,7 +1,9 @@
 //! Tools for tests and benches: every kernel crate measures its errors, checks its gradients and
 //! counts its memory with these (feature `testing`).
 
+mod cases;
 mod compare;
+mod effort;
 mod error_ratio;
 mod error_stats;
 mod gradcheck;
@@ -20,8 +22,12 @@ pub use ulp::{ulp, ulp_error};
 pub use gradcheck::{GradCheck, GradError, GradStats};
 
 // Inputs and outputs.
+pub use cases::{recorded, recorded_cases};
 pub use guarded::{GuardError, Guarded, Poison};
 pub use seeded::Seeded;
+
+// How much to do.
+pub use effort::{batch_sizes, property_cases, repeats, thread_counts};
 
 // Memory.
 pub use peak_alloc::PeakAlloc;

@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, ArrayView2, array, s};
 use proptest::prelude::*;
-use tensor_utils::testing::{Seeded, check_same_bits};
+use tensor_utils::testing::{Seeded, check_same_bits, property_cases};
 use tensor_utils::{Gemm, ShapeError, gemm};
 
 /// Checks `got = alpha A B + beta C` in every element against Higham's bound for a sum of `K`
@@ -82,7 +82,7 @@ fn size() -> impl Strategy<Value = usize> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(property_cases(128)))]
 
     #[test]
     fn agrees_with_loops_within_highams_bound(

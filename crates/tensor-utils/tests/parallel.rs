@@ -2,10 +2,8 @@
 
 use proptest::prelude::*;
 use rayon::ThreadPoolBuilder;
-use tensor_utils::testing::Seeded;
+use tensor_utils::testing::{Seeded, property_cases, thread_counts};
 use tensor_utils::{for_each_chunk, map_chunks_ordered};
-
-const POOLS: [usize; 4] = [1, 2, 3, 8];
 
 fn in_pool<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
     let pool = ThreadPoolBuilder::new().num_threads(threads).build();
@@ -13,7 +11,7 @@ fn in_pool<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(property_cases(64)))]
 
     #[test]
     fn chunks_are_fixed_and_merged_in_order(len in 0_usize..300, chunk in 0_usize..40) {
@@ -46,7 +44,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
         map_chunks_ordered(x.len(), 37, part, |left, right| left + right).unwrap()
     };
     let want = in_pool(1, sum).to_bits();
-    for threads in POOLS {
+    for threads in thread_counts() {
         // Work is stolen differently every time.
         for _ in 0..20 {
             assert_eq!(in_pool(threads, sum).to_bits(), want, "{threads} threads");
@@ -60,7 +58,7 @@ fn tree_depends_on_the_number_of_chunks_alone() {
         let merge = |left: String, right: String| format!("({left} {right})");
         map_chunks_ordered(chunks, 1, |range| range.start.to_string(), merge).unwrap()
     };
-    for threads in POOLS {
+    for threads in thread_counts() {
         assert_eq!(in_pool(threads, || tree(3)), "((0 1) 2)");
         assert_eq!(in_pool(threads, || tree(7)), "(((0 1) (2 3)) ((4 5) 6))");
     }

@@ -4,6 +4,7 @@ use approx::assert_relative_eq;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use tensor_utils::OnlineSoftmax;
+use tensor_utils::testing::property_cases;
 
 /// Scores of a kind that attention sees, masked ones and huge ones among them.
 fn score() -> impl Strategy<Value = f64> {
@@ -31,6 +32,8 @@ fn assert_same(got: OnlineSoftmax<f64>, want: OnlineSoftmax<f64>) {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(property_cases(256)))]
+
     #[test]
     fn pushing_one_by_one_is_the_definition(scores in scores()) {
         let mut state = OnlineSoftmax::IDENTITY;

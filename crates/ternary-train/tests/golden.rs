@@ -3,12 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ndarray::{Array2, Array3};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use safetensors::SafeTensors;
+use tensor_utils::testing::{recorded, recorded_cases};
 use ternary_train::formats::{read_folder, write_gguf};
 use ternary_train::generate::{GenerateOptions, generate};
 use ternary_train::infer::{Chunk, LogitRows, Model};
@@ -16,12 +17,9 @@ use ternary_train::{
     Activations, Config, PackedMatrix, Preset, Projection, Ternary, Tiling, Tokenizer, Weights,
 };
 
-fn cases(kernel: &str) -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(kernel);
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let cases: Vec<_> = entries.filter(|path| path.is_file()).collect();
-    assert!(!cases.is_empty());
-    cases
+fn cases(kernel: &str) -> impl Iterator<Item = Case> {
+    let paths = recorded_cases(env!("CARGO_MANIFEST_DIR"), kernel);
+    paths.into_iter().flatten().map(Case::open)
 }
 
 struct Case {
@@ -64,7 +62,7 @@ impl Case {
 
 #[test]
 fn projections_are_those_of_pytorch() {
-    for case in cases("ternary-quantize").into_iter().map(Case::open) {
+    for case in cases("ternary-quantize") {
         let group = case.param("group").as_u64().unwrap() as usize;
         let w = case.matrix("in.w", f32::from_le_bytes);
         let got = Projection { group, ..Projection::default() }.project(&w).unwrap();
@@ -75,7 +73,7 @@ fn projections_are_those_of_pytorch() {
 
 #[test]
 fn packed_products_are_near_those_of_pytorch() {
-    for case in cases("ternary-matmul").into_iter().map(Case::open) {
+    for case in cases("ternary-matmul") {
         let group = case.param("group").as_u64().unwrap() as usize;
         let codes = case.matrix("in.codes", i8::from_le_bytes);
         let scales = case.matrix("in.scales", f32::from_le_bytes);
@@ -91,7 +89,7 @@ fn packed_products_are_near_those_of_pytorch() {
 
 #[test]
 fn models_give_the_logits_and_tokens_of_transformers() {
-    for case in cases("qwen3").into_iter().map(Case::open) {
+    for case in cases("qwen3") {
         let folder = case.path.parent().unwrap().join(case.param("model").as_str().unwrap());
         let (config, weights) = read_folder(&folder).unwrap();
         let model = Model::float(config, weights).unwrap();
@@ -139,15 +137,15 @@ fn model_for_llama_cpp() -> (Config, Weights) {
     (config, weights)
 }
 
-fn llama_cpp(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/llama-cpp").join(file)
+fn llama_cpp() -> Option<PathBuf> {
+    recorded(env!("CARGO_MANIFEST_DIR"), "llama-cpp")
 }
 
 #[test]
 #[ignore = "writes the fixture; run by hand as fixtures/README.md says"]
 fn write_the_file_for_llama_cpp() {
     let (config, weights) = model_for_llama_cpp();
-    let path = llama_cpp("model.gguf");
+    let path = llama_cpp().unwrap().join("model.gguf");
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     write_gguf(&path, &config, &weights, &Tokenizer::bytes()).unwrap();
 }
@@ -156,13 +154,14 @@ fn write_the_file_for_llama_cpp() {
 /// norms, turns, the tied head and the order of codes mean the same to both.
 #[test]
 fn llama_cpp_reads_what_is_written() {
+    let Some(recorded) = llama_cpp() else { return };
     let (config, weights) = model_for_llama_cpp();
     let folder = tempfile::TempDir::new().unwrap();
     let path = folder.path().join("model.gguf");
     write_gguf(&path, &config, &weights, &Tokenizer::bytes()).unwrap();
-    assert!(fs::read(path).unwrap() == fs::read(llama_cpp("model.gguf")).unwrap());
+    assert!(fs::read(path).unwrap() == fs::read(recorded.join("model.gguf")).unwrap());
     let model = Model::like_llama_cpp(config, weights).unwrap();
-    let text = fs::read_to_string(llama_cpp("logits.json")).unwrap();
+    let text = fs::read_to_string(recorded.join("logits.json")).unwrap();
     let texts: Vec<(Vec<u32>, Vec<Vec<f32>>)> = serde_json::from_str(&text).unwrap();
     let (mut rows, mut equal) = (0, 0);
     for (tokens, wanted) in &texts {

@@ -2,9 +2,12 @@
 
 use ndarray::Array2;
 use proptest::prelude::*;
+use tensor_utils::testing::property_cases;
 use ternary_train::{Projection, Rule};
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(property_cases(256)))]
+
     #[test]
     fn projecting_keeps_signs_and_is_proportional(
         values in prop::collection::vec(-4.0_f32..4.0, 1..300),

@@ -2,8 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-/// Sizes, options and masks are drawn as for the tests of the forward pass.
-#[path = "../../../attn-flash/tests/common/mod.rs"]
+/// Sizes, options and masks are drawn as for the tests of the forward pass (a link, which a package holds as
+/// a file).
 pub(crate) mod forward;
 
 use attn_flash::{Options, Window};

@@ -11,17 +11,16 @@ use kvcache::{
 use ndarray::{Array2, Array3, ArrayView3, Axis, concatenate};
 use proptest::prelude::*;
 use proptest::test_runner::{Config as ProptestConfig, FileFailurePersistence};
-use tensor_utils::testing::Seeded;
+use tensor_utils::testing::{Seeded, property_cases};
 use tensor_utils::{Isa, bf16, f16};
 
-/// As many cases as `PROPTEST_CASES` says, or `cases`; failures are kept in `file`.
+/// As many cases as [`property_cases`] says, usually `cases`; failures are kept in `file`.
 pub(crate) fn proptest_config(cases: u32, file: &'static str) -> ProptestConfig {
-    let mut config = ProptestConfig::default();
-    if env::var_os("PROPTEST_CASES").is_none() {
-        config.cases = cases;
+    ProptestConfig {
+        cases: property_cases(cases),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
+        ..ProptestConfig::default()
     }
-    config.failure_persistence = Some(Box::new(FileFailurePersistence::Direct(file)));
-    config
 }
 
 /// The instruction sets to test: the one that `KERNELS_ISA` asks for, else all of this machine.

@@ -11,17 +11,16 @@ use ndarray::{
 };
 use proptest::test_runner::{Config as ProptestConfig, FileFailurePersistence};
 use rayon::ThreadPoolBuilder;
-use tensor_utils::testing::{Guarded, Poison, Seeded, Tolerance};
+use tensor_utils::testing::{Guarded, Poison, Seeded, Tolerance, property_cases};
 use tensor_utils::{Element, Isa};
 
-/// 64 cases, or as many as `PROPTEST_CASES` says; failures are kept in `file`.
+/// 64 cases, or as many as [`property_cases`] says; failures are kept in `file`.
 pub(crate) fn proptest_config(file: &'static str) -> ProptestConfig {
-    let mut config = ProptestConfig::default();
-    if std::env::var_os("PROPTEST_CASES").is_none() {
-        config.cases = 64;
+    ProptestConfig {
+        cases: property_cases(64),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
+        ..ProptestConfig::default()
     }
-    config.failure_persistence = Some(Box::new(FileFailurePersistence::Direct(file)));
-    config
 }
 
 /// The instruction sets to test: the one that `KERNELS_ISA` asks for, else all of this machine.

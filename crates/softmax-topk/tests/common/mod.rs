@@ -11,16 +11,15 @@ use softmax_topk::{
     softmax_topk, softmax_topk_into,
 };
 use tensor_utils::Isa;
-use tensor_utils::testing::{Seeded, Tolerance};
+use tensor_utils::testing::{Seeded, Tolerance, property_cases};
 
-/// 64 cases, or as many as `PROPTEST_CASES` says; failures are kept in `file`.
+/// 64 cases, or as many as [`property_cases`] says; failures are kept in `file`.
 pub(crate) fn proptest_config(file: &'static str) -> ProptestConfig {
-    let mut config = ProptestConfig::default();
-    if std::env::var_os("PROPTEST_CASES").is_none() {
-        config.cases = 64;
+    ProptestConfig {
+        cases: property_cases(64),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
+        ..ProptestConfig::default()
     }
-    config.failure_persistence = Some(Box::new(FileFailurePersistence::Direct(file)));
-    config
 }
 
 /// The instruction sets to test: the one that `KERNELS_ISA` asks for, else all of this machine.

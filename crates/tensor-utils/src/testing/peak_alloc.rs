@@ -50,6 +50,11 @@ impl PeakAlloc {
         self.allocations.store(0, Ordering::SeqCst);
     }
 
+    /// Bytes in use now.
+    pub fn bytes_in_use(&self) -> usize {
+        self.in_use.load(Ordering::SeqCst)
+    }
+
     /// The most bytes in use at once since the reset, less those in use at the reset.
     pub fn peak_above_baseline(&self) -> usize {
         self.peak.load(Ordering::SeqCst).saturating_sub(self.baseline.load(Ordering::SeqCst))
