@@ -1,13 +1,22 @@
 //! The shape of a model, read from and written to the `config.json` of the Hugging Face layout.
 
+use std::fmt::{self, Formatter};
 use std::fs;
 use std::path::Path;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use crate::{Error, Projection};
+
+/// The longest `config.json`, in bytes; they have one or two thousand. Messages of the parser repeat what
+/// they are about, several times over.
+const LONGEST: usize = 32 << 10;
+
+/// The most end tokens that a `config.json` may list.
+const MOST_EOS: usize = 1024;
 
 /// The shape of a Qwen3 model.
 ///
@@ -120,12 +129,12 @@ struct Stored {
     rms_norm_eps: Option<f64>,
     rope_theta: Option<f64>,
     rope_parameters: Option<Rope>,
-    rope_scaling: Option<Value>,
+    rope_scaling: Option<Scaling>,
     tie_word_embeddings: Option<bool>,
     attention_bias: Option<bool>,
     hidden_act: Option<String>,
     use_sliding_window: Option<bool>,
-    eos_token_id: Option<OneOrMany>,
+    eos_token_id: Option<Tokens>,
     ternary: Option<Projection>,
 }
 
@@ -135,11 +144,51 @@ struct Rope {
     rope_type: Option<String>,
 }
 
-#[derive(Deserialize, Serialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(u32),
-    Many(Vec<u32>),
+#[derive(Debug, Deserialize)]
+struct Scaling {
+    rope_type: Option<String>,
+    #[serde(rename = "type")]
+    old_type: Option<String>,
+}
+
+/// One token or a list of them.
+struct Tokens(Vec<u32>);
+
+impl<'de> Deserialize<'de> for Tokens {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TokensVisitor)
+    }
+}
+
+struct TokensVisitor;
+
+impl<'de> Visitor<'de> for TokensVisitor {
+    type Value = Tokens;
+
+    fn expecting(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "a token or a list of at most {MOST_EOS}")
+    }
+
+    fn visit_u64<E: de::Error>(self, token: u64) -> Result<Tokens, E> {
+        let token = u32::try_from(token);
+        Ok(Tokens(vec![token.map_err(|_| E::custom("a token is below 2^32"))?]))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Tokens, A::Error> {
+        let mut tokens = Vec::new();
+        while let Some(token) = list.next_element()? {
+            if tokens.len() == MOST_EOS {
+                return Err(de::Error::invalid_length(MOST_EOS + 1, &self));
+            }
+            tokens.push(token);
+        }
+        Ok(Tokens(tokens))
+    }
+}
+
+/// The beginning of a value that may be any text of the file.
+fn brief(value: &str) -> &str {
+    value.get(..value.floor_char_boundary(60)).unwrap_or_default()
 }
 
 impl Config {
@@ -150,11 +199,17 @@ impl Config {
     /// [`Error::Config`] if it is not JSON, lacks a key, is no Qwen3 model, or asks for what this
     /// crate does not compute: biases, rope scaling, sliding windows.
     pub fn from_json(text: &str) -> Result<Self, Error> {
+        let refuse = |what: String| Err(Error::Config(what));
+        if text.len() > LONGEST {
+            return refuse(format!("it has {} bytes, expected at most {LONGEST}", text.len()));
+        }
         let stored: Stored =
             serde_json::from_str(text).map_err(|error| Error::Config(error.to_string()))?;
-        let refuse = |what: String| Err(Error::Config(what));
         if stored.model_type != "qwen3" {
-            return refuse(format!("`model_type` is `{}`, expected `qwen3`", stored.model_type));
+            return refuse(format!(
+                "`model_type` is `{}`, expected `qwen3`",
+                brief(&stored.model_type)
+            ));
         }
         if stored.attention_bias == Some(true) {
             return refuse("`attention_bias` is true; Qwen3 layers have no biases here".to_owned());
@@ -163,16 +218,18 @@ impl Config {
             return refuse("`use_sliding_window` is true, expected false".to_owned());
         }
         if let Some(activation) = stored.hidden_act.filter(|activation| activation != "silu") {
+            let activation = brief(&activation);
             return refuse(format!("`hidden_act` is `{activation}`, expected `silu`"));
         }
         let rope_type = stored.rope_parameters.as_ref().and_then(|rope| rope.rope_type.as_deref());
         if let Some(kind) = rope_type.filter(|&kind| kind != "default") {
-            return refuse(format!("`rope_type` is `{kind}`, expected `default`"));
+            return refuse(format!("`rope_type` is `{}`, expected `default`", brief(kind)));
         }
-        if let Some(scaling) = stored.rope_scaling.filter(|scaling| !scaling.is_null()) {
-            let is_default = |key| scaling.get(key).and_then(Value::as_str) == Some("default");
-            if !is_default("rope_type") && !is_default("type") {
-                return refuse(format!("`rope_scaling` is {scaling}, expected null"));
+        if let Some(scaling) = stored.rope_scaling {
+            let is_default = |kind: &Option<String>| kind.as_deref() == Some("default");
+            if !is_default(&scaling.rope_type) && !is_default(&scaling.old_type) {
+                let kind = scaling.rope_type.or(scaling.old_type).unwrap_or_default();
+                return refuse(format!("`rope_scaling` is `{}`, expected null", brief(&kind)));
             }
         }
         let inside = stored.rope_parameters.and_then(|rope| rope.rope_theta);
@@ -188,11 +245,7 @@ impl Config {
             rms_norm_eps: stored.rms_norm_eps.unwrap_or(1e-6),
             rope_theta: stored.rope_theta.or(inside).unwrap_or(1e4),
             tie_word_embeddings: stored.tie_word_embeddings.unwrap_or(false),
-            eos_token_ids: match stored.eos_token_id {
-                None => Vec::new(),
-                Some(OneOrMany::One(id)) => vec![id],
-                Some(OneOrMany::Many(ids)) => ids,
-            },
+            eos_token_ids: stored.eos_token_id.map_or_else(Vec::new, |tokens| tokens.0),
             ternary: stored.ternary,
         };
         config.check()?;
@@ -288,6 +341,11 @@ impl Config {
             let what = format!("`eos_token_id` is {id}, expected below `vocab_size`");
             return Err(Error::Config(format!("{what} = {}", self.vocab_size)));
         }
+        if self.checked_parameters().is_none() {
+            return Err(Error::Config(
+                "the sizes make more weights than can be addressed".to_owned(),
+            ));
+        }
         self.ternary.map_or(Ok(()), |ternary| ternary.check())
     }
 
@@ -301,12 +359,23 @@ impl Config {
         self.num_key_value_heads * self.head_dim
     }
 
-    /// Number of weights in all matrices and norms; a tied head counts once.
+    /// Number of weights in all matrices and norms; a tied head counts once. `usize::MAX` if
+    /// [`check`](Self::check) refuses the configuration because there are too many.
     pub fn parameters(&self) -> usize {
-        let (width, inside) = (self.hidden_size, self.intermediate_size);
-        let attention = 2 * width * (self.query_size() + self.key_value_size());
-        let norms = 2 * width + 2 * self.head_dim;
-        let tables = self.vocab_size * width * if self.tie_word_embeddings { 1 } else { 2 };
-        self.num_hidden_layers * (attention + 3 * width * inside + norms) + tables + width
+        self.checked_parameters().unwrap_or(usize::MAX)
+    }
+
+    /// The number of weights, if their bytes in f64 can be counted: then no size of a part overflows.
+    fn checked_parameters(&self) -> Option<usize> {
+        let wide = |size: usize| size as u128;
+        let (width, inside) = (wide(self.hidden_size), wide(self.intermediate_size));
+        let heads = wide(self.num_attention_heads) + wide(self.num_key_value_heads);
+        let attention = width.checked_mul(2 * heads * wide(self.head_dim))?;
+        let norms = 2 * width + 2 * wide(self.head_dim);
+        let layer = attention.checked_add(3 * width * inside + norms)?;
+        let tables = if self.tie_word_embeddings { 1 } else { 2 };
+        let tables = tables * wide(self.vocab_size) * width + width;
+        let all = wide(self.num_hidden_layers).checked_mul(layer)?.checked_add(tables)?;
+        usize::try_from(all).ok().filter(|&all| all <= isize::MAX as usize / size_of::<f64>())
     }
 }

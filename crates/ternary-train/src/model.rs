@@ -102,7 +102,9 @@ impl<A: Real> Model<A> {
                 format!("at most `max_position_embeddings` = {}", config.max_position_embeddings);
             return Err(Error::option("length", most, length));
         }
-        let tokens = sequences * length;
+        let Some(tokens) = sequences.checked_mul(length) else {
+            return Err(Error::option("sequences", "fewer for this length", sequences));
+        };
         let (heads, key_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let (size, eps) = (config.head_dim, config.rms_norm_eps);
         Ok(Self {

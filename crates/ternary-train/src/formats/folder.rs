@@ -29,7 +29,6 @@ struct Index {
 /// head may be missing if it is tied.
 pub fn read_folder(folder: &Path) -> Result<(Config, Weights), Error> {
     let config = Config::read(&folder.join(CONFIG))?;
-    let mut weights = Weights::zeros(&config)?;
     let files: Vec<PathBuf> = match folder.join(INDEX) {
         index if index.exists() => {
             let text = fs::read_to_string(&index).map_err(Error::io(&index))?;
@@ -45,6 +44,8 @@ pub fn read_folder(folder: &Path) -> Result<(Config, Weights), Error> {
         _ => vec![folder.join(WEIGHTS)],
     };
     let files = files.into_iter().map(File::open).collect::<Result<Vec<_>, _>>()?;
+    check_size(folder, &config, &files)?;
+    let mut weights = Weights::zeros(&config)?;
     let mut known = BTreeSet::new();
     for named in weights.matrices_mut() {
         let (rows, columns) = named.weight.dim();
@@ -65,6 +66,19 @@ pub fn read_folder(folder: &Path) -> Result<(Config, Weights), Error> {
         }
     }
     Ok((config, weights))
+}
+
+/// Checks that the files are large enough for the model, before room is made for it.
+fn check_size(folder: &Path, config: &Config, files: &[File]) -> Result<(), Error> {
+    /// The least bytes of a weight: f16 and bf16.
+    const SMALLEST: usize = 2;
+    let bytes: usize = files.iter().map(File::len).sum();
+    let weights = config.parameters();
+    if weights > bytes / SMALLEST {
+        let what = format!("its files have {bytes} bytes, `{CONFIG}` asks for {weights} weights");
+        return Err(Error::file(folder, what));
+    }
+    Ok(())
 }
 
 fn read_one(

@@ -109,6 +109,15 @@ pub fn load_checkpoint(path: &Path) -> Result<(Trainer, String), Error> {
     let header: Header =
         serde_json::from_str(header).map_err(|error| refuse(&error.to_string()))?;
     let config = Config::from_json(&header.config)?;
+    header.options.check()?;
+    let tokens = header.step.checked_mul(header.options.tokens_per_step());
+    if tokens.is_none_or(|tokens| tokens > isize::MAX as usize) {
+        return Err(refuse(&format!("its step is {}", header.step)));
+    }
+    // Before room is made for a model of another size.
+    if vectors.iter().any(|values| values.len() != config.parameters()) {
+        return Err(refuse("its weights are not those of its configuration"));
+    }
     let [latent, mean, square]: [Vec<f32>; 3] =
         vectors.try_into().map_err(|_| refuse("tensors are missing"))?;
     let state = State { step: header.step, latent, mean, square };

@@ -98,6 +98,12 @@ impl TrainOptions {
                 return Err(Error::option(option, "at least 1", value));
             }
         }
+        let tokens = self.sequences.checked_mul(self.length);
+        let tokens = tokens.and_then(|tokens| tokens.checked_mul(self.accumulate));
+        if tokens.and_then(|tokens| tokens.checked_mul(self.steps)).is_none() {
+            let what = "at most as many as make a number of tokens that can be counted";
+            return Err(Error::option("steps", what, self.steps));
+        }
         for (option, value) in [
             ("learning_rate", self.learning_rate),
             ("embedding_rate", self.embedding_rate),
