@@ -73,10 +73,14 @@ pub(crate) struct Checked {
 /// An error means that there was nothing to compare: the file cannot be read, is not a case, or
 /// asks for something that does not exist.
 pub(crate) fn run(path: &Path) -> Result<Checked> {
-    let bytes = read(path)?;
-    let case = CaseFile::parse(&bytes)?;
+    run_bytes(&read(path)?, path.parent().unwrap_or(Path::new(".")))
+}
+
+/// [`run`] for the contents of a case file that is in `folder`.
+pub(crate) fn run_bytes(bytes: &[u8], folder: &Path) -> Result<Checked> {
+    let case = CaseFile::parse(bytes)?;
     let kernel = lookup(&case.kernel)?;
-    let mut inputs = Inputs::new(&case, path.parent().unwrap_or(Path::new(".")));
+    let mut inputs = Inputs::new(&case, folder);
     let outputs = match catch_unwind(AssertUnwindSafe(|| (kernel.run)(&mut inputs))) {
         Ok(outputs) => outputs?,
         Err(panic) => {
