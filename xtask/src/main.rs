@@ -6,6 +6,7 @@ mod compare;
 mod corpus;
 mod faults;
 mod report;
+mod soak;
 mod tidy;
 mod verify_all;
 mod verify_cases;
@@ -30,6 +31,10 @@ enum Task {
     Corpus(corpus::Args),
     Faults(faults::Args),
     Report(report::Args),
+    Sanitize(verify_all::sanitize::Args),
+    Fuzz(verify_all::fuzz::Args),
+    PackageCheck(verify_all::package_check::Args),
+    Soak(soak::Args),
     /// Check the rules of this workspace that the compiler does not know
     Tidy,
 }
@@ -42,6 +47,10 @@ fn main() -> ExitCode {
         Task::Corpus(args) => corpus::run(&args),
         Task::Faults(args) => faults::run(&args),
         Task::Report(args) => report::run(&args),
+        Task::Sanitize(args) => verify_all::sanitize::run(&args),
+        Task::Fuzz(args) => verify_all::fuzz::run(&args),
+        Task::PackageCheck(args) => verify_all::package_check::run(&args),
+        Task::Soak(args) => soak::run(&args),
         Task::Tidy => tidy::run(),
     };
     result.unwrap_or_else(|error| {

@@ -1,9 +1,13 @@
 //! `verify-all`: every check of the workspace, one after the other, with a table at the end.
 
 mod artifacts;
+pub(crate) mod fuzz;
 mod job;
+pub(crate) mod package_check;
 mod report;
 mod runner;
+pub(crate) mod sanitize;
+mod toolchain;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,6 +19,7 @@ use crate::workspace::{Package, Workspace};
 use crate::{compare, tidy, verify_cases};
 use artifacts::{Artifact, Kind};
 use job::Job;
+use report::Extent;
 use runner::Runner;
 
 /// Run every check: format, lints, tests on every instruction set, cases, examples, docs, benches.
@@ -23,6 +28,10 @@ pub(crate) struct Args {
     /// Leave out what is slow; the table says what
     #[arg(long)]
     quick: bool,
+    /// All that is promised, which takes a night: 10,000 cases a property, exp of every f32, 250 repeats,
+    /// 1 to 16 threads, batches of 1 to 64, sanitizers, fuzzing, packages, an hour of traffic
+    #[arg(long, conflicts_with = "quick")]
+    deep: bool,
     /// Only this crate
     #[arg(short, long, value_name = "CRATE")]
     package: Option<String>,
@@ -37,7 +46,7 @@ const LEFT_OUT: &str = "left out by --quick";
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let packages = workspace.select(args.package.as_deref())?;
-    let mut runner = Runner::new(&workspace)?;
+    let mut runner = Runner::new(&workspace, "verify")?;
     let scope: Vec<&str> = match &args.package {
         Some(package) => vec!["-p", package],
         None => vec!["--workspace"],
@@ -49,8 +58,19 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     check_docs(&mut runner, &scope);
     check_benches(&mut runner, args, &scope, &packages);
     check_comparison(&mut runner, args, &workspace);
+    if args.deep {
+        package_check::check(&mut runner, &workspace, args.package.as_deref())?;
+        sanitize::check(&mut runner, &workspace, args.package.as_deref(), &sanitize::Tool::ALL);
+        fuzz::check(&mut runner, &workspace, None, fuzz::MINUTES)?;
+        runner.run(Job::xtask("soak", "soak", &[]));
+    }
 
-    runner.finish(args.quick)
+    let extent = match (args.quick, args.deep) {
+        (true, _) => Extent::Quick,
+        (_, true) => Extent::Deep,
+        _ => Extent::Usual,
+    };
+    runner.finish(extent)
 }
 
 fn check_sources(runner: &mut Runner, args: &Args, scope: &[&str]) {
@@ -79,7 +99,8 @@ fn check_tests(runner: &mut Runner, args: &Args, scope: &[&str], packages: &[Pac
             runner.skip(format!("tests [{isa}]"), LEFT_OUT);
         } else {
             for package in packages.iter().filter(|package| package.has_kernels()) {
-                let jobs = built.jobs(package, Artifact::is_test).map(|job| job.on(isa)).collect();
+                let jobs = built.jobs(package, Artifact::is_test).map(|job| job.on(isa));
+                let jobs = jobs.map(|job| if args.deep { job.deep() } else { job }).collect();
                 runner.run_all(format!("tests {} [{isa}]", package.name), jobs);
             }
         }

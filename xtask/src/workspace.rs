@@ -25,8 +25,20 @@ pub(crate) struct Workspace {
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Package {
     pub(crate) name: String,
+    pub(crate) version: String,
+    /// The oldest Rust it is for, such as `1.95`.
+    #[serde(default)]
+    pub(crate) rust_version: String,
     pub(crate) manifest_path: PathBuf,
     targets: Vec<Target>,
+    dependencies: Vec<Dependency>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Dependency {
+    name: String,
+    /// The versions that will do.
+    req: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -42,6 +54,12 @@ impl Workspace {
         let cargo = cargo_path();
         let json = cmd!(shell, "{cargo} metadata --no-deps --format-version 1").quiet().read()?;
         serde_json::from_str(&json).context("the output of `cargo metadata` was not understood")
+    }
+
+    /// The versions of a dependency that a member asks for.
+    pub(crate) fn requirement(&self, name: &str) -> Option<&str> {
+        let mut all = self.packages.iter().flat_map(|package| &package.dependencies);
+        Some(&all.find(|dependency| dependency.name == name)?.req)
     }
 
     /// The member called `name`, or all members.

@@ -33,6 +33,15 @@ impl Job {
         Self::new(name.into(), command, repeat)
     }
 
+    /// Any command, as a person types it.
+    pub(super) fn command(name: impl Into<String>, command: Command) -> Self {
+        let words: Vec<_> = std::iter::once(command.get_program())
+            .chain(command.get_args())
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        Self::new(name.into(), command, words.join(" "))
+    }
+
     /// A program that cargo has built, run as cargo would.
     pub(super) fn built(name: String, program: &Path, package: &Package, repeat: String) -> Self {
         let mut command = Command::new(program);
@@ -42,8 +51,14 @@ impl Job {
 
     fn new(name: String, mut command: Command, repeat: String) -> Self {
         // What one check runs on is said by the check, not by the caller's environment.
-        command.env_remove("KERNELS_ISA");
+        command.env_remove("KERNELS_ISA").env_remove("KERNELS_EFFORT");
         Self { name, command, repeat }
+    }
+
+    /// The same, where a person repeats it by this command.
+    pub(super) fn repeated_by(mut self, command: &str) -> Self {
+        command.clone_into(&mut self.repeat);
+        self
     }
 
     /// The same with an environment variable.
@@ -52,6 +67,15 @@ impl Job {
         let quote = if value.contains(' ') { "\"" } else { "" };
         self.repeat = format!("{key}={quote}{value}{quote} {}", self.repeat);
         self
+    }
+
+    /// The same tests with all that `tensor_utils::testing` promises of a deep run, and those that are
+    /// ignored otherwise.
+    pub(super) fn deep(mut self) -> Self {
+        // All but the ones that write what is recorded.
+        self.command.args(["--include-ignored", "--skip", "write_the_file"]);
+        self.repeat.push_str(" -- --include-ignored --skip write_the_file");
+        self.env("KERNELS_EFFORT", "deep")
     }
 
     /// The same on one instruction set.

@@ -41,11 +41,20 @@ pub(super) enum Status {
     },
 }
 
+/// How much was checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    Quick,
+    Usual,
+    Deep,
+}
+
 /// `report.json`.
 #[derive(Serialize)]
 struct Report<'a> {
     passed: bool,
     quick: bool,
+    deep: bool,
     /// Seconds since 1970.
     unix_time: u64,
     seconds: f64,
@@ -96,11 +105,12 @@ pub(super) fn print(rows: &[Row]) {
 }
 
 /// Writes `report.json` and `report.md`.
-pub(super) fn write(folder: &Path, rows: &[Row], quick: bool, took: Duration) -> Result<()> {
+pub(super) fn write(folder: &Path, rows: &[Row], extent: Extent, took: Duration) -> Result<()> {
     let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let report = Report {
         passed: !rows.iter().any(|row| matches!(row.status, Status::Failed { .. })),
-        quick,
+        quick: extent == Extent::Quick,
+        deep: extent == Extent::Deep,
         unix_time: since_1970.map_or(0, |time| time.as_secs()),
         seconds: took.as_secs_f64(),
         commit: workspace::commit(),
@@ -117,7 +127,11 @@ pub(super) fn write(folder: &Path, rows: &[Row], quick: bool, took: Duration) ->
         report.cpu,
         report.instruction_sets.join(", "),
         report.seconds,
-        if quick { ", --quick" } else { "" },
+        match extent {
+            Extent::Quick => ", --quick",
+            Extent::Usual => "",
+            Extent::Deep => ", --deep",
+        },
         table(rows, presets::ASCII_MARKDOWN),
     );
     let write = |name: &str, text: String| {

@@ -10,12 +10,12 @@ use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 
 use super::job::Job;
-use super::report::{self, Row, Status};
+use super::report::{self, Extent, Row, Status};
 use crate::workspace::Workspace;
 
 /// Runs one check after the other and collects the rows of the table.
 pub(super) struct Runner {
-    /// `target/verify`.
+    /// Where the report and the logs are written.
     folder: PathBuf,
     rows: Vec<Row>,
     progress: ProgressBar,
@@ -23,8 +23,9 @@ pub(super) struct Runner {
 }
 
 impl Runner {
-    pub(super) fn new(workspace: &Workspace) -> Result<Self> {
-        let folder = workspace.target.join("verify");
+    /// Writes to `target/NAME`.
+    pub(super) fn new(workspace: &Workspace, name: &str) -> Result<Self> {
+        let folder = workspace.target.join(name);
         let logs = folder.join("logs");
         if logs.exists() {
             fs::remove_dir_all(&logs)
@@ -54,6 +55,14 @@ impl Runner {
             }
             Ok(None)
         });
+    }
+
+    /// A check that others build on; whether it passed.
+    pub(super) fn run_for_result(&mut self, job: Job) -> bool {
+        self.measure(job.name, |log| {
+            let status = execute(job.command, log, None)?;
+            Ok((!status.success()).then_some(job.repeat))
+        })
     }
 
     /// A check whose standard output is wanted: the file it is in, or `None` if the check failed.
@@ -89,11 +98,11 @@ impl Runner {
     }
 
     /// Prints the table and the failures, writes the reports.
-    pub(super) fn finish(self, quick: bool) -> Result<ExitCode> {
+    pub(super) fn finish(self, extent: Extent) -> Result<ExitCode> {
         self.progress.finish_and_clear();
         let failed = self.rows.iter().any(|row| matches!(row.status, Status::Failed { .. }));
         report::print(&self.rows);
-        report::write(&self.folder, &self.rows, quick, self.started.elapsed())?;
+        report::write(&self.folder, &self.rows, extent, self.started.elapsed())?;
         Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 
