@@ -2,14 +2,19 @@
 //! that stands word for word in the training text: how much it learnt by heart.
 //!
 //! `cargo run --release -p ternary-train --example copied_span -- MODEL TRAIN_TEXT...`
+//!
+//! Without arguments: of a model that was trained on this crate's documents for a moment, which has
+//! learnt little.
 
 use std::env::args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use ternary_train::formats::read_folder;
+use ternary_train::formats::{read_folder, write_folder};
 use ternary_train::generate::{Choice, GenerateOptions, Sampling, generate};
 use ternary_train::infer::Model;
-use ternary_train::{Corpus, Error, Tokenizer, find_leak};
+use ternary_train::{
+    Config, Corpus, Error, Preset, Projection, Tokenizer, TrainOptions, Trainer, Weights, find_leak,
+};
 
 const PROMPTS: [(&str, &str); 6] = [
     ("in domain", "KING HENRY\tWhat say you, my lord?\n\n"),
@@ -20,12 +25,19 @@ const PROMPTS: [(&str, &str); 6] = [
     ("out of domain", "fn main() {\n    let x = "),
 ];
 const TOKENS: usize = 400;
+const DOCUMENTS: &str =
+    concat!(include_str!("../README.md"), include_str!("../docs/derivation.md"));
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut paths = args().skip(1).map(PathBuf::from);
-    let folder = paths.next().ok_or("the first argument is the folder of a model")?;
-    let texts: Vec<PathBuf> = paths.collect();
-    let train = Corpus::by_work(&texts, &[])?.train;
+    let temporary = tempfile::tempdir()?;
+    let (folder, train) = match paths.next() {
+        Some(folder) => (folder, Corpus::by_work(&paths.collect::<Vec<_>>(), &[])?.train),
+        None => {
+            train_briefly(temporary.path())?;
+            (temporary.path().to_owned(), DOCUMENTS.to_owned())
+        }
+    };
     let (config, weights) = read_folder(&folder)?;
     let tokenizer = Tokenizer::read(&folder)?;
     let model = if config.ternary.is_some() {
@@ -49,6 +61,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     Ok(())
+}
+
+/// Writes a model that has seen the documents a few times.
+fn train_briefly(folder: &Path) -> Result<(), Error> {
+    let config = Config { ternary: Some(Projection::default()), ..Preset::Nano.config(256) };
+    let options = TrainOptions { steps: 30, warmup: 3, ..TrainOptions::default() };
+    let mut trainer = Trainer::new(&config, &options, &Weights::random(&config, 1)?)?;
+    let tokenizer = Tokenizer::bytes();
+    let tokens = tokenizer.encode(DOCUMENTS)?;
+    for _ in 0..options.steps {
+        trainer.step(&tokens)?;
+    }
+    write_folder(folder, &config, &trainer.weights()?, Some(&tokenizer))
 }
 
 /// The longest span of `text` that `train` has too, in bytes: if a span is shared, its parts are, so

@@ -61,28 +61,27 @@ pub(super) trait Contest: Send {
 }
 
 /// Compares the results with each peer's, then measures `pairs` pairs of turns with each: a row for
-/// each peer that can compute it; without any, a row of `pairs` turns of ours.
+/// each peer that can compute it; without any, a row of `pairs` turns of ours. Each peer meets our
+/// side as it was at first: a training step changes it.
 pub(super) fn run(
     case: &Case,
     peers: &mut [Peer],
     pool: &ThreadPool,
     pairs: usize,
 ) -> Result<Vec<Row>> {
-    forget_peak(std::process::id());
-    let mut contest = (case.prepare)()?;
-    let our_repeats = repeats(|| run_ours(&mut *contest, pool, 1))?;
     let mut rows = Vec::new();
     for peer in peers {
+        forget_peak(std::process::id());
+        let mut contest = (case.prepare)()?;
         let name = peer.name();
         match Opponent::new(peer, case, &mut *contest, pool)? {
             Err(reason) => eprintln!("  {name} is SKIPPED: {reason}"),
-            Ok(opponent) => {
-                rows.push(turns(case, &mut *contest, Some(opponent), pool, pairs, our_repeats)?);
-            }
+            Ok(opponent) => rows.push(turns(case, &mut *contest, Some(opponent), pool, pairs)?),
         }
     }
     if rows.is_empty() {
-        rows.push(turns(case, &mut *contest, None, pool, pairs, our_repeats)?);
+        forget_peak(std::process::id());
+        rows.push(turns(case, &mut *(case.prepare)()?, None, pool, pairs)?);
     }
     Ok(rows)
 }
@@ -93,8 +92,8 @@ fn turns(
     mut opponent: Option<Opponent<'_>>,
     pool: &ThreadPool,
     pairs: usize,
-    our_repeats: usize,
 ) -> Result<Row> {
+    let our_repeats = repeats(|| run_ours(contest, pool, 1))?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for pair in 0..=pairs {
         sleep(PAUSE);
