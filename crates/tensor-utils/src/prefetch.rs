@@ -8,16 +8,7 @@
 #[inline(always)]
 pub fn prefetch<T>(slice: &[T], index: usize) {
     #[cfg(target_arch = "x86_64")]
-    {
-        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let address = slice.as_ptr().wrapping_add(index);
-        // SAFETY: the instruction reads nothing into the program and never faults, whatever the
-        // address; the address is made without leaving an allocation by `add`.
-        #[allow(unsafe_code, reason = "the intrinsic takes a raw pointer")]
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(address.cast());
-        }
-    }
+    ask::<{ core::arch::x86_64::_MM_HINT_T0 }, T>(slice, index);
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (slice, index);
 }
@@ -27,15 +18,20 @@ pub fn prefetch<T>(slice: &[T], index: usize) {
 #[inline(always)]
 pub fn prefetch_far<T>(slice: &[T], index: usize) {
     #[cfg(target_arch = "x86_64")]
-    {
-        use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        let address = slice.as_ptr().wrapping_add(index);
-        // SAFETY: as in `prefetch`.
-        #[allow(unsafe_code, reason = "the intrinsic takes a raw pointer")]
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T1>(address.cast());
-        }
-    }
+    ask::<{ core::arch::x86_64::_MM_HINT_T1 }, T>(slice, index);
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (slice, index);
+}
+
+/// The instruction, with the cache that `HINT` names.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn ask<const HINT: i32, T>(slice: &[T], index: usize) {
+    let address = slice.as_ptr().wrapping_add(index);
+    // SAFETY: the instruction reads nothing into the program and never faults, whatever the
+    // address; the address is made without leaving an allocation by `add`.
+    #[allow(unsafe_code, reason = "the intrinsic takes a raw pointer")]
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<HINT>(address.cast());
+    }
 }
