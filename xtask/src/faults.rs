@@ -103,11 +103,19 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             };
             eprintln!("{:?} {} {} ({:.0} s)", row.verdict, fault.title(), row.test, row.seconds);
             rows.push(row);
+            // After each one: a run of an hour that is broken off is not lost.
+            save(&folder.join("report.json"), &rows)?;
         }
     }
     report(&folder.join("report.json"), &rows)
 }
 
+fn save(path: &Path, rows: &[Row]) -> Result<()> {
+    let text = serde_json::to_string_pretty(rows)? + "\n";
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Shows what came of the faults, as they are in the file at `path`.
 fn report(path: &Path, rows: &[Row]) -> Result<ExitCode> {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
@@ -119,8 +127,6 @@ fn report(path: &Path, rows: &[Row]) -> Result<ExitCode> {
     }
     let caught = rows.iter().filter(|row| row.verdict == Verdict::Caught).count();
     println!("{table}\ncaught {caught} of {}", rows.len());
-    let text = serde_json::to_string_pretty(rows)? + "\n";
-    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     println!("report: {}", path.display());
     Ok(if caught == rows.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
