@@ -4,19 +4,20 @@
 //! blocks need no check. What is left of a row behind its whole blocks is padded with zeros.
 
 use tensor_utils::simd::{Simd, SimdBase, SimdFrom};
-use tensor_utils::{Element, Float, narrow, prefetch, prefetch_far, widen};
+use tensor_utils::{Element, Float, narrow, prefetch, widen};
 
 /// Columns of a block: the lanes of the widest vector.
 pub(crate) const BLOCK: usize = 16;
 
 /// Blocks that are summed in the compute type before the sum goes on in f64.
-const SUMMED: usize = 256;
+const SUMMED: usize = 64;
+/// Columns of them: what a long row is gone over by.
+pub(crate) const PIECE: usize = SUMMED * BLOCK;
 /// The most vectors of a block: of 128 bits with two `f64`.
 const CHAINS: usize = 8;
 
-/// How many blocks ahead of its use memory is asked for: into the first cache, and into the second.
+/// How many blocks ahead of its use memory is asked for.
 const NEAR: usize = 16;
-const FAR: usize = 128;
 
 /// A block of scratch memory, aligned so that no vector of it lies across two cache lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -96,15 +97,11 @@ impl<'a, E: Element> Blocks<'a, E> {
         Self { whole, rest, rest_len: partial.len() }
     }
 
-    /// Asks for the memory of a block that comes after this one, and of one `far` behind it; behind the end of
-    /// the row that is in the rows below, if rows follow each other. The processor's own prefetching ends
-    /// at the page.
+    /// Asks for the memory of a block that comes after this one; behind the end of the row that is in the
+    /// rows below, if rows follow each other. The processor's own prefetching ends at the page.
     #[inline(always)]
-    pub(crate) fn ask_ahead(&self, at: At, far: bool) {
+    pub(crate) fn ask_ahead(&self, at: At) {
         prefetch(self.whole, at.block + NEAR);
-        if far {
-            prefetch_far(self.whole, at.block + FAR);
-        }
     }
 
     #[inline(always)]
@@ -209,27 +206,27 @@ pub(crate) fn for_each_block_folded<T>(
     mut f: impl FnMut(&mut T, At),
     mut fold: impl FnMut(&mut T),
 ) {
-    let whole = len / BLOCK;
+    let (whole, all) = (len / BLOCK, len.div_ceil(BLOCK));
     let mut start = 0;
     loop {
-        let end = whole.min(start + SUMMED);
-        for block in start..end {
+        let end = all.min(start + SUMMED);
+        for block in start..end.min(whole) {
             f(state, At { block, is_rest: false });
         }
-        if end == whole {
-            if whole * BLOCK < len {
-                f(state, At { block: whole, is_rest: true });
-            }
-            return fold(state);
+        if end > whole {
+            f(state, At { block: whole, is_rest: true });
         }
         fold(state);
+        if end == all {
+            return;
+        }
         start = end;
     }
 }
 
 /// `N` sums over a row.
 ///
-/// 256 blocks are summed in the compute type, every lane of a block by itself, then folded to one
+/// 64 blocks are summed in the compute type, every lane of a block by itself, then folded to one
 /// number that is added in f64. The order depends on the length of the row alone.
 #[derive(Debug)]
 pub(crate) struct RowSums<S: Simd, A: Float, const N: usize> {

@@ -1,15 +1,17 @@
-//! The backward pass over one row, and the sums of the next.
+//! The backward pass over a piece of a row, and the sums of the next row.
 
-use tensor_utils::Element;
+use std::ops::Range;
+
 use tensor_utils::simd::{Simd, SimdFloat};
+use tensor_utils::{Element, Float, prefetch_far};
 
 use crate::blocks::{
-    At, Block, Blocks, BlocksMut, RowSums, Vector, WeightSums, for_each_block_folded,
+    At, BLOCK, Block, Blocks, BlocksMut, RowSums, Vector, WeightSums, for_each_block_folded,
     for_each_vector, load, splat,
 };
 
 /// What is known of a row before its sums: `x_hat = ((x - high) - low) scale`.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Known<A> {
     pub(crate) high: A,
     pub(crate) low: A,
@@ -19,7 +21,7 @@ pub(crate) struct Known<A> {
 }
 
 /// What is known of a row after its sums.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Summed<A> {
     /// With a `low` that no rounding has spoilt.
     known: Known<A>,
@@ -38,7 +40,7 @@ pub(crate) struct Sums {
     pub(crate) recentre: bool,
 }
 
-/// A row to sum.
+/// A row to sum, or a piece of it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Unsummed<'a, E: Element> {
     pub(crate) x: &'a [E],
@@ -46,27 +48,37 @@ pub(crate) struct Unsummed<'a, E: Element> {
     pub(crate) known: Known<E::Acc>,
 }
 
-/// A row to finish. What is not wanted is empty.
+impl<E: Element> Unsummed<'_, E> {
+    /// A piece of a row.
+    pub(crate) fn columns(self, columns: Range<usize>) -> Self {
+        Self { x: &self.x[columns.clone()], dy: &self.dy[columns], known: self.known }
+    }
+}
+
+/// A piece of a row to finish. What is not wanted is empty.
 #[derive(Debug)]
-pub(crate) struct Row<'a, E: Element> {
+pub(crate) struct Piece<'a, E: Element> {
     pub(crate) x: &'a [E],
     pub(crate) dy: &'a [E],
     pub(crate) summed: Summed<E::Acc>,
     /// Added to `dx`.
     pub(crate) dres: &'a [E],
     pub(crate) dx: &'a mut [E],
-    /// Whether the rows below are asked for early: they are in memory, and nothing else uses it.
-    pub(crate) is_far: bool,
+    /// The piece of x and of dy to ask for now, if memory is to be asked for early.
+    pub(crate) ahead: Option<[&'a [E]; 2]>,
 }
 
+/// Sums over a row, or a piece of it (eq. 10): of `d = (x - high) - low`, `g` and `g d`.
+pub(crate) type Totals = [f64; 3];
+
 /// `dx` if `DX` (eq. 9), with `dres` added if `DRES`, and the terms of the weights' gradients added
-/// to `weights` if `WEIGHTS` (eqs. 7 and 8). Returns the sums of `next`, another
-/// row of the same length.
+/// to `weights` if `WEIGHTS` (eqs. 7 and 8). Returns the sums over `next`, a piece
+/// of the same columns of another row.
 ///
-/// The two rows share a loop so that `next` comes from memory while `row`, which its own sums have
+/// The two share a loop so that `next` comes from memory while `piece`, which its own sums have
 /// brought to the cache, is computed on: the sums alone would wait for memory, and the rest leave it
 /// idle.
-pub(crate) fn gradient_row<
+pub(crate) fn gradient<
     S: Simd,
     E: Element,
     const DX: bool,
@@ -74,37 +86,42 @@ pub(crate) fn gradient_row<
     const DRES: bool,
 >(
     simd: S,
-    row: Row<'_, E>,
+    piece: Piece<'_, E>,
     next: Unsummed<'_, E>,
-    sums: Sums,
     gamma: &[Block<E::Acc>],
     weights: &mut [WeightSums<E::Acc>],
-) -> Summed<E::Acc> {
+) -> Totals {
     simd.vectorize(
         #[inline(always)]
         || {
-            let len = row.x.len();
+            let len = piece.x.len();
             let next = Next::new(simd, next, len);
-            let Summed { known, c1, c2 } = row.summed;
+            let Summed { known, c1, c2 } = piece.summed;
             let (high, low) = (splat(simd, known.high), splat(simd, known.low));
             let (scale, rstd) = (splat(simd, known.scale), splat(simd, known.rstd));
             let (c1, minus_c2) = (splat(simd, c1), splat(simd, -c2));
-            let (x, dy) = (Blocks::new(row.x, len), Blocks::new(row.dy, len));
-            let dres = Blocks::new(row.dres, if DRES { len } else { 0 });
-            let mut dx = BlocksMut::new(row.dx, if DX { len } else { 0 });
-            let mut row_sums = RowSums::<S, E::Acc, 3>::new(simd);
+            let (x, dy) = (Blocks::new(piece.x, len), Blocks::new(piece.dy, len));
+            let dres = Blocks::new(piece.dres, if DRES { len } else { 0 });
+            let mut dx = BlocksMut::new(piece.dx, if DX { len } else { 0 });
+            let is_far = piece.ahead.is_some();
+            let [ahead_x, ahead_dy] = piece.ahead.unwrap_or_default();
+            let mut sums = RowSums::<S, E::Acc, 3>::new(simd);
             for_each_block_folded(
                 len,
-                &mut row_sums,
+                &mut sums,
                 #[inline(always)]
-                |row_sums, at| {
-                    next.x.ask_ahead(at, row.is_far);
-                    next.dy.ask_ahead(at, row.is_far);
+                |sums, at| {
+                    next.x.ask_ahead(at);
+                    next.dy.ask_ahead(at);
+                    if is_far {
+                        prefetch_far(ahead_x, at.block * BLOCK);
+                        prefetch_far(ahead_dy, at.block * BLOCK);
+                    }
                     for_each_vector::<S, E::Acc>(
                         #[inline(always)]
                         |lane| {
                             let gamma = gamma[at.block].load(simd, lane);
-                            next.add(gamma, row_sums.at(lane), at, lane);
+                            next.add(gamma, sums.at(lane), at, lane);
 
                             let x_hat = ((load(simd, x.get(at), lane) - high) - low) * scale;
                             let dy = load(simd, dy.get(at), lane);
@@ -128,55 +145,69 @@ pub(crate) fn gradient_row<
                     );
                 },
                 #[inline(always)]
-                |row_sums| row_sums.fold(),
+                |sums| sums.fold(),
             );
-            next.finish(row_sums.totals(), len, sums)
+            sums.totals()
         },
     )
 }
 
-/// The sums of one row alone, with the bits that [`gradient_row`] returns.
+/// The sums over a row alone, with the bits that [`gradient`] returns for its pieces, added up.
 pub(crate) fn sum_row<S: Simd, E: Element>(
     simd: S,
     row: Unsummed<'_, E>,
-    sums: Sums,
     gamma: &[Block<E::Acc>],
-) -> Summed<E::Acc> {
+) -> Totals {
     simd.vectorize(
         #[inline(always)]
         || {
             let len = row.x.len();
             let row = Next::new(simd, row, len);
-            let mut row_sums = RowSums::<S, E::Acc, 3>::new(simd);
+            let mut sums = RowSums::<S, E::Acc, 3>::new(simd);
             for_each_block_folded(
                 len,
-                &mut row_sums,
+                &mut sums,
                 #[inline(always)]
-                |row_sums, at| {
+                |sums, at| {
                     for_each_vector::<S, E::Acc>(
                         #[inline(always)]
                         |lane| {
                             let gamma = gamma[at.block].load(simd, lane);
-                            row.add(gamma, row_sums.at(lane), at, lane);
+                            row.add(gamma, sums.at(lane), at, lane);
                         },
                     );
                 },
                 #[inline(always)]
-                |row_sums| row_sums.fold(),
+                |sums| sums.fold(),
             );
-            row.finish(row_sums.totals(), len, sums)
+            sums.totals()
         },
     )
 }
 
-/// A row whose sums are being taken (eq. 10): of `d = (x - high) - low`, `g` and `g d`.
+impl<A: Float> Known<A> {
+    /// With the sums over a row of length `len` (eq. 11).
+    pub(crate) fn summed(self, [d, g, gd]: Totals, len: usize, sums: Sums) -> Summed<A> {
+        let len = len as f64;
+        let rest = if sums.recentre { d / len } else { 0.0 };
+        let c1 = g / len;
+        let c2 = self.scale.to_f64() * (gd / len - rest * c1);
+        let low = A::from_f64(self.low.to_f64() + rest);
+        Summed {
+            known: Known { low, ..self },
+            c1: A::from_f64(if sums.centre_gradient { c1 } else { 0.0 }),
+            c2: A::from_f64(c2),
+        }
+    }
+}
+
+/// A row whose sums are being taken, or a piece of it.
 struct Next<'a, S: Simd, E: Element> {
     simd: S,
     x: Blocks<'a, E>,
     dy: Blocks<'a, E>,
     high: Vector<S, E::Acc>,
     low: Vector<S, E::Acc>,
-    known: Known<E::Acc>,
 }
 
 impl<'a, S: Simd, E: Element> Next<'a, S, E> {
@@ -184,7 +215,7 @@ impl<'a, S: Simd, E: Element> Next<'a, S, E> {
     fn new(simd: S, row: Unsummed<'a, E>, len: usize) -> Self {
         let Unsummed { x, dy, known } = row;
         let (high, low) = (splat(simd, known.high), splat(simd, known.low));
-        Self { simd, x: Blocks::new(x, len), dy: Blocks::new(dy, len), high, low, known }
+        Self { simd, x: Blocks::new(x, len), dy: Blocks::new(dy, len), high, low }
     }
 
     #[inline(always)]
@@ -201,20 +232,5 @@ impl<'a, S: Simd, E: Element> Next<'a, S, E> {
         *d_sum += d;
         *g_sum += g;
         *gd_sum = g.mul_add(d, *gd_sum);
-    }
-
-    /// Eq. 11.
-    #[inline(always)]
-    fn finish(&self, [d, g, gd]: [f64; 3], len: usize, sums: Sums) -> Summed<E::Acc> {
-        let len = len as f64;
-        let rest = if sums.recentre { d / len } else { 0.0 };
-        let c1 = g / len;
-        let c2 = self.known.scale.to_f64() * (gd / len - rest * c1);
-        let low = E::Acc::from_f64(self.known.low.to_f64() + rest);
-        Summed {
-            known: Known { low, ..self.known },
-            c1: E::Acc::from_f64(if sums.centre_gradient { c1 } else { 0.0 }),
-            c2: E::Acc::from_f64(c2),
-        }
     }
 }

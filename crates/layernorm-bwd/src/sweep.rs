@@ -10,9 +10,9 @@ use tensor_utils::{
     Element, Float, Instances, Isa, IsaError, Kernel, PerElement, copy_past_caches, dispatch,
 };
 
-use crate::blocks::{BLOCK, Block, WeightSums};
+use crate::blocks::{BLOCK, Block, PIECE, WeightSums};
 use crate::column_sums::{CHUNK, TwoPart, flush, merge};
-use crate::gradient::{Known, Row, Summed, Sums, Unsummed, gradient_row, sum_row};
+use crate::gradient::{Known, Piece, Sums, Totals, Unsummed, gradient, sum_row};
 use crate::segments::{join, segment_rows};
 use crate::stage::{has_contiguous_rows, read_row, slice, write_row};
 use crate::statistics::row_statistics;
@@ -22,9 +22,8 @@ use crate::{Kind, Saved};
 /// Bytes of `dx` from which on it is written past the caches: so much does not stay there anyway.
 const LARGE: usize = 16 << 20;
 
-/// Bytes of a row up to which that pays: it is written to a buffer first, which has to stay in the first
-/// cache together with the two rows that are read.
-const SHORT: usize = 8 << 10;
+/// Pieces ahead of its use that memory is then asked for, into the second cache.
+const AHEAD: usize = 2;
 
 /// Elements from which on threads are worth waking.
 const GRAIN: usize = 1 << 16;
@@ -159,6 +158,8 @@ impl<T: Element> Pass<'_, '_, T> {
         }
     }
 
+    /// Rows go piece by piece, so that what is written waits in the first cache to be copied past the
+    /// others.
     fn rows_in_place<S: Simd>(
         &self,
         simd: S,
@@ -170,39 +171,65 @@ impl<T: Element> Pass<'_, '_, T> {
     ) {
         let wants_dx = dx.is_some();
         let row_length = self.dy.dim().1;
+        let pieces = row_length.div_ceil(PIECE);
+        let columns = |piece| piece * PIECE..row_length.min((piece + 1) * PIECE);
         let is_large = size_of::<T>() * self.dy.len() >= LARGE;
-        let is_short = size_of::<T>() * row_length <= SHORT;
-        let buffer = T::from_acc_slice_mut(&mut buffer[..row_length]);
-        let mut buffer = buffer.filter(|_| is_large && is_short);
+        let buffer = T::from_acc_slice_mut(&mut buffer[..row_length.min(PIECE)]);
+        let mut buffer = buffer.filter(|_| is_large && wants_dx);
         let mut dx_rows = dx.iter_mut().flat_map(|dx| dx.axis_iter_mut(Axis(0)));
-        let unsummed = |row| {
+        // The last row has no next; its own sums once more cost little.
+        let last = rows.end - 1;
+        let unsummed = |row: usize| {
+            let row = row.min(last);
             let (x, dy) = (slice(self.source(), row), slice(&self.dy, row));
             Unsummed { x, dy, known: self.known(simd, row, x) }
         };
+        let ahead = |row: usize, piece: usize| {
+            let row = (row + 1 + (piece + AHEAD) / pieces).min(last);
+            let columns = columns((piece + AHEAD) % pieces);
+            [self.source(), &self.dy].map(|from| &slice(from, row)[columns.clone()])
+        };
+
         let mut current = unsummed(rows.start);
-        let mut summed = sum_row(simd, current, self.sums(), self.gamma);
+        let totals = sum_row(simd, current, self.gamma);
+        let mut summed = current.known.summed(totals, row_length, self.sums());
         for row in rows.clone() {
-            // The last row has no next; its own sums once more cost little.
-            let next = if row + 1 < rows.end { unsummed(row + 1) } else { current };
+            let next = unsummed(row + 1);
             let dx = dx_rows.next().and_then(ArrayViewMut1::into_slice).unwrap_or_default();
             let dres = self.dres.as_ref().map_or(&[][..], |dres| slice(dres, row));
-            let (x, dy) = (current.x, current.dy);
-            match &mut buffer {
-                Some(buffer) if wants_dx => {
-                    let of_row = Row { x, dy, summed, dres, dx: buffer, is_far: true };
-                    summed = self.gradient_row(simd, of_row, next, wants_dx, sums);
-                    simd.vectorize(
-                        #[inline(always)]
-                        || copy_past_caches(simd, buffer, dx),
-                    );
-                }
-                _ => {
-                    let of_row = Row { x, dy, summed, dres, dx, is_far: false };
-                    summed = self.gradient_row(simd, of_row, next, wants_dx, sums);
+            let mut totals = Totals::default();
+            for index in 0..pieces {
+                let columns = columns(index);
+                let blocks = columns.start / BLOCK..columns.end.div_ceil(BLOCK);
+                let (gamma, sums) = (&self.gamma[blocks.clone()], &mut sums[blocks]);
+                let next = next.columns(columns.clone());
+                let Unsummed { x, dy, .. } = current.columns(columns.clone());
+                let dres = dres.get(columns.clone()).unwrap_or_default();
+                let dx = dx.get_mut(columns).unwrap_or_default();
+                let of_piece = match &mut buffer {
+                    Some(buffer) => {
+                        let buffer = &mut buffer[..dx.len()];
+                        let ahead = Some(ahead(row, index));
+                        let piece = Piece { x, dy, summed, dres, dx: buffer, ahead };
+                        let totals = self.gradient(simd, piece, next, wants_dx, gamma, sums);
+                        simd.vectorize(
+                            #[inline(always)]
+                            || copy_past_caches(simd, buffer, dx),
+                        );
+                        totals
+                    }
+                    None => {
+                        let piece = Piece { x, dy, summed, dres, dx, ahead: None };
+                        self.gradient(simd, piece, next, wants_dx, gamma, sums)
+                    }
+                };
+                for (total, of_piece) in totals.iter_mut().zip(of_piece) {
+                    *total += of_piece;
                 }
             }
+            summed = next.known.summed(totals, row_length, self.sums());
             current = next;
-            self.flush(simd, row + 1 - rows.start, row + 1 == rows.end, sums, running);
+            self.flush(simd, row + 1 - rows.start, row == last, sums, running);
         }
     }
 
@@ -227,7 +254,7 @@ impl<T: Element> Pass<'_, '_, T> {
         self.stage(simd, rows.start, x, dy);
         let mut known = self.known(simd, rows.start, x);
         let first = Unsummed { x, dy, known };
-        let mut summed = sum_row(simd, first, self.sums(), self.gamma);
+        let mut summed = known.summed(sum_row(simd, first, self.gamma), len, self.sums());
         for row in rows.clone() {
             if row + 1 < rows.end {
                 self.stage(simd, row + 1, next_x, next_dy);
@@ -237,8 +264,9 @@ impl<T: Element> Pass<'_, '_, T> {
                 read_row(simd, from.index_axis(Axis(0), row), dres);
             }
             let next = Unsummed { x: next_x, dy: next_dy, known };
-            let of_row = Row { x, dy, summed, dres, dx: staged_dx, is_far: false };
-            summed = self.gradient_row(simd, of_row, next, wants_dx, sums);
+            let piece = Piece { x, dy, summed, dres, dx: staged_dx, ahead: None };
+            let totals = self.gradient(simd, piece, next, wants_dx, self.gamma, sums);
+            summed = known.summed(totals, len, self.sums());
             if let Some(dx) = dx_rows.next() {
                 write_row(simd, staged_dx, dx);
             }
@@ -322,21 +350,22 @@ impl<T: Element> Pass<'_, '_, T> {
         Sums { centre_gradient, recentre }
     }
 
-    fn gradient_row<S: Simd, E: Element<Acc = T::Acc>>(
+    fn gradient<S: Simd, E: Element<Acc = T::Acc>>(
         &self,
         simd: S,
-        row: Row<'_, E>,
+        piece: Piece<'_, E>,
         next: Unsummed<'_, E>,
         wants_dx: bool,
+        gamma: &[Block<T::Acc>],
         weights: &mut [WeightSums<T::Acc>],
-    ) -> Summed<T::Acc> {
+    ) -> Totals {
         let run = match (wants_dx, self.weights, self.dres.is_some()) {
-            (true, true, false) => gradient_row::<S, E, true, true, false>,
-            (true, true, true) => gradient_row::<S, E, true, true, true>,
-            (true, false, false) => gradient_row::<S, E, true, false, false>,
-            (true, false, true) => gradient_row::<S, E, true, false, true>,
-            (false, ..) => gradient_row::<S, E, false, true, false>,
+            (true, true, false) => gradient::<S, E, true, true, false>,
+            (true, true, true) => gradient::<S, E, true, true, true>,
+            (true, false, false) => gradient::<S, E, true, false, false>,
+            (true, false, true) => gradient::<S, E, true, false, true>,
+            (false, ..) => gradient::<S, E, false, true, false>,
         };
-        run(simd, row, next, self.sums(), self.gamma, weights)
+        run(simd, piece, next, gamma, weights)
     }
 }
