@@ -9,7 +9,7 @@ mod patch;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -56,18 +56,23 @@ enum Verdict {
     Missed,
     /// The patched source does not compile: the fault says nothing about the tests.
     Broken,
+    /// It was not chosen, or the run was broken off before.
+    Untried,
 }
 
-/// Runs every chosen fault; fails unless all are caught.
+/// Tries every chosen fault; fails unless all are caught. The file has all of them, tried or not.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let chosen = |fault: &Fault| {
+    let is_chosen = |fault: &Fault| {
         args.package.as_ref().is_none_or(|package| *package == fault.package)
             && args.only.as_ref().is_none_or(|part| fault.name.contains(part.as_str()))
     };
-    let faults: Vec<_> = patch::all(&workspace::root())?.into_iter().filter(chosen).collect();
-    ensure!(!faults.is_empty(), "no fault matches; without -p and --only all are tried");
+    let faults = patch::all(&workspace::root())?;
+    let chosen: Vec<_> = (0..faults.len()).filter(|&index| is_chosen(&faults[index])).collect();
+    ensure!(!chosen.is_empty(), "no fault matches; without -p and --only all are tried");
     if args.list {
-        faults.iter().for_each(|fault| println!("{}: {}", fault.title(), fault.what));
+        for index in chosen {
+            println!("{}: {}", faults[index].title(), faults[index].what);
+        }
         return Ok(ExitCode::SUCCESS);
     }
 
@@ -75,9 +80,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let folder = workspace.target.join("faults");
     let copy = Copy::new(&workspace::root(), &folder.join("copy"))?;
     let tests = Tests { copy: &copy, target: folder.join("target"), log: folder.join("log.txt") };
-    let mut rows = Vec::new();
-    for of_package in faults.chunk_by(|a, b| a.package == b.package) {
-        let name = &of_package[0].package;
+    let report = folder.join("report.json");
+    let mut rows: Vec<_> = faults.iter().map(Row::untried).collect();
+    for of_package in chosen.chunk_by(|&a, &b| faults[a].package == faults[b].package) {
+        let name = &faults[of_package[0]].package;
         let package = workspace.select(Some(name))?.remove(0);
         eprintln!("{name} without a fault");
         let (verdict, test) = tests.run(name, &["--tests"])?;
@@ -86,28 +92,36 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             "the tests of {name} fail without any fault ({test}); see {}",
             tests.log.display(),
         );
-        for fault in of_package {
+        for &index in of_package {
+            let (fault, row) = (&faults[index], &mut rows[index]);
             let started = Instant::now();
             let original = copy.read(&fault.path)?;
             copy.write(&fault.path, &fault.apply(&original)?)?;
             let outcome = tests.run_until_noticed(&package);
             copy.write(&fault.path, &original)?;
-            let (verdict, test) = outcome?;
-            let row = Row {
-                package: fault.package.clone(),
-                name: fault.name.clone(),
-                what: fault.what.clone(),
-                verdict,
-                test,
-                seconds: started.elapsed().as_secs_f64(),
-            };
+            (row.verdict, row.test) = outcome?;
+            row.seconds = started.elapsed().as_secs_f64();
             eprintln!("{:?} {} {} ({:.0} s)", row.verdict, fault.title(), row.test, row.seconds);
-            rows.push(row);
             // After each one: a run of an hour that is broken off is not lost.
-            save(&folder.join("report.json"), &rows)?;
+            save(&report, &rows)?;
         }
     }
-    report(&folder.join("report.json"), &rows)
+    let caught = print(chosen.iter().map(|&index| &rows[index]));
+    println!("caught {caught} of {}\nreport: {}", chosen.len(), report.display());
+    Ok(if caught == chosen.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Row {
+    fn untried(fault: &Fault) -> Self {
+        Self {
+            package: fault.package.clone(),
+            name: fault.name.clone(),
+            what: fault.what.clone(),
+            verdict: Verdict::Untried,
+            test: String::new(),
+            seconds: 0.0,
+        }
+    }
 }
 
 fn save(path: &Path, rows: &[Row]) -> Result<()> {
@@ -115,20 +129,20 @@ fn save(path: &Path, rows: &[Row]) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Shows what came of the faults, as they are in the file at `path`.
-fn report(path: &Path, rows: &[Row]) -> Result<ExitCode> {
+/// Prints a table, and counts the faults that were caught.
+fn print<'a>(rows: impl Iterator<Item = &'a Row>) -> usize {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
     table.set_header(["crate", "fault", "verdict", "noticed by", "time"]);
+    let mut caught = 0;
     for row in rows {
         let verdict = format!("{:?}", row.verdict).to_uppercase();
         let time = format!("{:.0} s", row.seconds);
         table.add_row([&row.package, &row.name, &verdict, &row.test, &time]);
+        caught += usize::from(row.verdict == Verdict::Caught);
     }
-    let caught = rows.iter().filter(|row| row.verdict == Verdict::Caught).count();
-    println!("{table}\ncaught {caught} of {}", rows.len());
-    println!("report: {}", path.display());
-    Ok(if caught == rows.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    println!("{table}");
+    caught
 }
 
 /// The tests of a crate, in the copy.
@@ -174,8 +188,7 @@ impl Tests<'_> {
     fn cargo(&self, arguments: &[&str]) -> Result<bool> {
         let log = File::create(&self.log)
             .with_context(|| format!("cannot write {}", self.log.display()))?;
-        let mut child = Command::new("cargo")
-            .args(arguments)
+        let mut child = workspace::cargo(arguments)
             .current_dir(self.copy.folder())
             .env("CARGO_TARGET_DIR", &self.target)
             .env_remove("KERNELS_ISA")

@@ -72,7 +72,7 @@ const SCHEMA: u32 = 2;
 /// Gathers, writes the three files, and opens the page if asked to.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
-    let before = args.against.as_deref().map(read).transpose()?;
+    let before = args.against.as_deref().map(gather::load).transpose()?;
     let (verified, compared) = gather::results(&workspace, args)?;
     let report = Report {
         schema: SCHEMA,
@@ -163,13 +163,6 @@ impl Report {
             caught: self.faults.iter().filter(|fault| fault.verdict == "CAUGHT").count(),
         }
     }
-}
-
-fn read(path: &Path) -> Result<Report> {
-    let text =
-        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text)
-        .with_context(|| format!("{} is not a report of this version", path.display()))
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

@@ -1,12 +1,10 @@
 //! The worker with Rust libraries: a project of its own, so that nobody has to compile them who does
 //! not ask for them.
 
-use std::process::Command;
-
 use anyhow::{Context, Result};
 
 use super::peer::{Peer, Start};
-use crate::workspace::Workspace;
+use crate::workspace::{self, Workspace};
 
 /// The folder of the project.
 const PROJECT: &str = "xtask/peers/rust";
@@ -17,8 +15,7 @@ pub(super) fn start(threads: usize) -> Result<Vec<Start>> {
     let workspace = Workspace::load()?;
     let (project, target) = (workspace.root.join(PROJECT), workspace.target.join("peers"));
     eprintln!("compiling {}", LIBRARIES.join(" and "));
-    let built = Command::new("cargo")
-        .args(["build", "--release", "--locked", "--quiet", "--target-dir"])
+    let built = workspace::cargo(["build", "--release", "--locked", "--quiet", "--target-dir"])
         .arg(&target)
         .current_dir(&project)
         .status()

@@ -139,7 +139,8 @@ fn run(arguments: &[&str]) -> Result<bool> {
     Ok(status.success())
 }
 
-fn load<T: DeserializeOwned>(path: &Path) -> Result<T> {
+/// What a file of JSON says.
+pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text =
         fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is not understood", path.display()))

@@ -36,7 +36,8 @@ pub(super) fn roofline(compared: &Compared) -> Result<String> {
     let y = span(rows.iter().map(|row| row.gflops).chain([peak]));
     let mut kernels: Vec<_> = rows.iter().map(|row| row.kernel.as_str()).collect();
     kernels.dedup();
-    draw(x.clone(), y, "operations a byte", "GFLOP/s", |chart| {
+    let legend = SeriesLabelPosition::LowerRight;
+    draw(x.clone(), y, "operations a byte", "GFLOP/s", legend, |chart| {
         let roof = |intensity: f64| (intensity, peak.min(bandwidth * intensity));
         let corner = peak / bandwidth;
         let line = [x.start, corner.clamp(x.start, x.end), x.end].map(roof);
@@ -68,7 +69,7 @@ pub(super) fn curve(curve: &Curve) -> Result<String> {
     ];
     let all = || series.iter().flat_map(|(_, points)| points.iter());
     let (x, y) = (span(all().map(|point| point.0)), span(all().map(|point| point.1)));
-    draw(x, y, "length of the sequence", "MB", |chart| {
+    draw(x, y, "length of the sequence", "MB", SeriesLabelPosition::UpperLeft, |chart| {
         for ((label, points), &color) in series.iter().zip(&COLORS) {
             let drawn =
                 LineSeries::new(points.iter().copied(), color.stroke_width(2)).point_size(3);
@@ -89,7 +90,7 @@ pub(super) fn losses(trainings: &[Training]) -> Result<Option<String>> {
     };
     let all = || trainings.iter().flat_map(points);
     let (x, y) = (span(all().map(|point| point.0)), span(all().map(|point| point.1)));
-    draw(x, y, "step", "nats a token", |chart| {
+    draw(x, y, "step", "nats a token", SeriesLabelPosition::UpperRight, |chart| {
         for (training, &color) in trainings.iter().zip(COLORS.iter().cycle()) {
             let line = LineSeries::new(points(training), color.stroke_width(2)).point_size(2);
             let label = format!("{}, {}", training.name, training.weights);
@@ -111,6 +112,7 @@ fn draw(
     y: Range<f64>,
     x_label: &str,
     y_label: &str,
+    legend: SeriesLabelPosition,
     series: impl FnOnce(&mut Chart<'_, '_>) -> Drawn,
 ) -> Result<String> {
     let mut text = String::new();
@@ -138,7 +140,7 @@ fn draw(
         series(&mut chart).map_err(|error| failed(&error))?;
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
+            .position(legend)
             .label_font(("sans-serif", 13).into_font().color(&INK))
             .draw()
             .map_err(|error| failed(&error))?;

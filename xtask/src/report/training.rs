@@ -1,11 +1,12 @@
 //! What `ternary-train train` has left: losses of ternary and float weights side by side.
 
-use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use ternary_train::TrainReport;
+
+use super::gather;
 
 /// A training.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,11 +30,7 @@ pub(super) fn read(folders: &[PathBuf]) -> Result<Vec<Training>> {
     folders
         .iter()
         .map(|folder| {
-            let path = folder.join("report.json");
-            let text = fs::read_to_string(&path)
-                .with_context(|| format!("cannot read {}", path.display()))?;
-            let report: TrainReport = serde_json::from_str(&text)
-                .with_context(|| format!("{} is not a training's report", path.display()))?;
+            let report: TrainReport = gather::load(&folder.join("report.json"))?;
             let validated = report.curve.iter().any(|point| point.validation_loss.is_some());
             let curve = report.curve.iter().filter_map(|point| {
                 let loss = if validated { point.validation_loss } else { Some(point.train_loss) };
