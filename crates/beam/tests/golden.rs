@@ -6,21 +6,12 @@
 
 mod common;
 
-use std::fs;
-use std::path::Path;
-
 use beam::{Bigram, EarlyStopping, Hypothesis, Options, Rule, beam_search, beam_search_reference};
 use ndarray::Array2;
-use safetensors::SafeTensors;
 use serde_json::Value;
-use tensor_utils::testing::recorded_cases;
+use tensor_utils::testing::{Case, recorded_cases};
 
 const PADDING: i64 = -1;
-
-fn numbers<T>(tensors: &SafeTensors<'_>, name: &str, read: fn([u8; 8]) -> T) -> Vec<T> {
-    let bytes = tensors.tensor(name).unwrap().data().to_vec();
-    bytes.chunks_exact(8).map(|chunk| read(chunk.try_into().unwrap())).collect()
-}
 
 fn unpadded(row: &[i64]) -> Vec<u32> {
     row.iter().take_while(|&&token| token != PADDING).map(|&token| token as u32).collect()
@@ -49,24 +40,12 @@ fn rule_of(params: &Value) -> Rule {
     Rule::Transformers { early_stopping }
 }
 
-fn check(path: &Path) {
-    let bytes = fs::read(path).unwrap();
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
-    let metadata = metadata.metadata().as_ref().unwrap();
-    assert_eq!(
-        (metadata["format"].as_str(), metadata["kernel"].as_str()),
-        ("kernel-case/1", "beam")
-    );
-    let tolerance: f64 = metadata["atol"].parse().unwrap();
-    let params: Value = serde_json::from_str(&metadata["params"]).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-
-    let vocabulary = tensors.tensor("in.bigram").unwrap().shape()[0];
-    let table = numbers(&tensors, "in.bigram", f64::from_le_bytes);
-    let table = Array2::from_shape_vec((vocabulary, vocabulary), table).unwrap();
-    let longest = tensors.tensor("in.prompts").unwrap().shape()[1];
-    let prompts = numbers(&tensors, "in.prompts", i64::from_le_bytes);
-    let prompts: Vec<_> = prompts.chunks_exact(longest).map(unpadded).collect();
+fn check(case: &Case) {
+    let params = &case.params;
+    let table: Array2<f64> = case.array("in.bigram");
+    let vocabulary = table.nrows();
+    let longest = case.get("in.prompts").unwrap().shape()[1];
+    let prompts: Vec<_> = case.integers("in.prompts").chunks_exact(longest).map(unpadded).collect();
 
     let eos = tokens_of(&params["eos"]);
     let words = params["bad_words_ids"].as_array().cloned().unwrap_or_default();
@@ -78,7 +57,7 @@ fn check(path: &Path) {
         max_new_tokens: count("max_new_tokens"),
         eos: &eos,
         alpha: params["alpha"].as_f64().unwrap(),
-        rule: rule_of(&params),
+        rule: rule_of(params),
         min_new_tokens: count("min_new_tokens"),
         min_length: count("min_length"),
         no_repeat_ngram: count("no_repeat_ngram_size"),
@@ -87,9 +66,10 @@ fn check(path: &Path) {
     };
     let output = beam_search(&mut Bigram::new(table.clone()).unwrap(), &prompts, &options).unwrap();
 
-    let shape = tensors.tensor("out.sequences").unwrap().shape().to_vec();
-    let sequences = numbers(&tensors, "out.sequences", i64::from_le_bytes);
-    let scores = numbers(&tensors, "out.scores", f64::from_le_bytes);
+    let shape = case.get("out.sequences").unwrap().shape().to_vec();
+    let sequences = case.integers("out.sequences");
+    let scores: Array2<f64> = case.array("out.scores");
+    let scores = scores.as_slice().unwrap();
     for (item, prompt) in prompts.iter().enumerate() {
         let mut next =
             |sequence: &[u32]| Ok(table.row(*sequence.last().unwrap() as usize).to_vec());
@@ -101,7 +81,7 @@ fn check(path: &Path) {
                 let wanted = unpadded(&sequences[row * shape[2]..][..shape[2]]);
                 assert_eq!(hypothesis.tokens, wanted, "{who}, prompt {item}, beam {beam}");
                 let error = (hypothesis.score - scores[row]).abs();
-                assert!(error <= tolerance * (1.0 + scores[row].abs()), "{who}: {error}");
+                assert!(error <= case.tolerance.abs * (1.0 + scores[row].abs()), "{who}: {error}");
             }
         };
         check("reference", &reference);
@@ -111,10 +91,7 @@ fn check(path: &Path) {
 
 #[test]
 fn cases_of_others() {
-    let Some(paths) = recorded_cases(env!("CARGO_MANIFEST_DIR"), "beam") else { return };
-    assert!(paths.len() >= 83, "only {} cases found", paths.len());
-    for path in paths {
-        println!("{}", path.display());
-        check(&path);
+    for case in recorded_cases(env!("CARGO_MANIFEST_DIR"), "beam", 83) {
+        check(&case);
     }
 }

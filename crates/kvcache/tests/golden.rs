@@ -4,48 +4,21 @@
 
 mod common;
 
-use std::fs;
-
 use common::isas;
 use kvcache::{Cache, Config, Layout, Options, Queries, Storage};
-use ndarray::{Array3, Array4, ArrayD, Axis, Ix4, IxDyn};
-use safetensors::{Dtype, SafeTensors};
+use ndarray::{Array3, Array4, Axis};
 use serde_json::Value;
-use tensor_utils::testing::recorded_cases;
+use tensor_utils::testing::{Case, Tolerance, recorded_cases};
 use tensor_utils::{Element, bf16, f16};
 
-/// The tensor in f64, which holds every value of the other types.
-fn get(tensors: &SafeTensors<'_>, name: &str) -> ArrayD<f64> {
-    let tensor = tensors.tensor(name).unwrap();
-    let bytes = tensor.data();
-    let values = match tensor.dtype() {
-        Dtype::F32 => decode(bytes, |b| f32::from_le_bytes(b).into()),
-        Dtype::F16 => decode(bytes, |b| f16::from_le_bytes(b).into()),
-        Dtype::BF16 => decode(bytes, |b| bf16::from_le_bytes(b).into()),
-        Dtype::I64 => decode(bytes, |b| i64::from_le_bytes(b) as f64),
-        other => panic!("{name} has type {other:?}"),
-    };
-    ArrayD::from_shape_vec(IxDyn(tensor.shape()), values).unwrap()
-}
-
-fn decode<const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> f64) -> Vec<f64> {
-    bytes.as_chunks::<N>().0.iter().map(|&bytes| f(bytes)).collect()
-}
-
 /// Runs the case with queries and rows of type `T`.
-fn check<T: Element<Acc = f32>>(name: &str, bytes: &[u8]) {
-    let (_, metadata) = SafeTensors::read_metadata(bytes).unwrap();
-    let metadata = metadata.metadata().as_ref().unwrap();
-    let number = |key: &str| metadata[key].parse::<f64>().unwrap();
-    let (atol, rtol) = (number("atol"), number("rtol"));
-    let params: Value = serde_json::from_str(&metadata["params"]).unwrap();
-    let tensors = SafeTensors::deserialize(bytes).unwrap();
-    let floats = |name: &str| -> Array4<T> {
-        get(&tensors, name).mapv(T::from_f64).into_dimensionality::<Ix4>().unwrap()
-    };
-    let (q, k, v) = (floats("in.q"), floats("in.k"), floats("in.v"));
-    let lens: Vec<usize> = get(&tensors, "in.len").iter().map(|&len| len as usize).collect();
-    let want = get(&tensors, "out.o").into_dimensionality::<Ix4>().unwrap();
+fn check<T: Element<Acc = f32>>(case: &Case) {
+    let params = &case.params;
+    let Tolerance { abs, rel } = case.tolerance;
+    let (q, k, v): (Array4<T>, Array4<T>, Array4<T>) =
+        (case.array("in.q"), case.array("in.k"), case.array("in.v"));
+    let lens: Vec<_> = case.integers("in.len").iter().map(|&len| len as usize).collect();
+    let want: Array4<f64> = case.array("out.o");
 
     let (batch, heads, n, d) = q.dim();
     let (_, key_heads, rows, e) = v.dim();
@@ -86,8 +59,8 @@ fn check<T: Element<Acc = f32>>(name: &str, bytes: &[u8]) {
             let got = got.o[[b * n + i, h, c]].to_f64();
             let error = (got - want).abs();
             assert!(
-                error <= atol + rtol * want.abs(),
-                "{name}, {isa}: {got} at {:?}, expected {want}, off by {error} of {atol}",
+                error <= abs + rel * want.abs(),
+                "{isa}: {got} at {:?}, expected {want}, off by {error} of {abs}",
                 [b, h, i, c]
             );
         }
@@ -96,19 +69,12 @@ fn check<T: Element<Acc = f32>>(name: &str, bytes: &[u8]) {
 
 #[test]
 fn cases_pass() {
-    let Some(paths) = recorded_cases(env!("CARGO_MANIFEST_DIR"), "kvcache") else { return };
-    let mut cases = 0;
-    for path in paths {
-        let bytes = fs::read(&path).unwrap();
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        match tensors.tensor("in.q").unwrap().dtype() {
-            Dtype::F32 => check::<f32>(&name, &bytes),
-            Dtype::F16 => check::<f16>(&name, &bytes),
-            Dtype::BF16 => check::<bf16>(&name, &bytes),
-            other => panic!("{name} has queries of type {other:?}"),
+    for case in recorded_cases(env!("CARGO_MANIFEST_DIR"), "kvcache", 29) {
+        match case.dtype("in.q").as_str() {
+            "f32" => check::<f32>(&case),
+            "bf16" => check::<bf16>(&case),
+            "f16" => check::<f16>(&case),
+            other => panic!("in.q has type {other}"),
         }
-        cases += 1;
     }
-    assert!(cases >= 29, "{cases} cases");
 }

@@ -22,7 +22,7 @@ pub use ulp::{ulp, ulp_error};
 pub use gradcheck::{GradCheck, GradError, GradStats};
 
 // Inputs and outputs.
-pub use cases::{recorded, recorded_cases};
+pub use cases::{Case, recorded, recorded_cases};
 pub use guarded::{GuardError, Guarded, Poison};
 pub use seeded::Seeded;
 

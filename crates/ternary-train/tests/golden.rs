@@ -5,11 +5,10 @@
 use std::fs;
 use std::path::PathBuf;
 
-use ndarray::{Array2, Array3};
+use ndarray::{Array2, Array3, Ix2};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
-use safetensors::SafeTensors;
-use tensor_utils::testing::{recorded, recorded_cases};
+use tensor_utils::testing::{Case, recorded, recorded_cases};
 use ternary_train::formats::{read_folder, write_gguf};
 use ternary_train::generate::{GenerateOptions, generate};
 use ternary_train::infer::{Chunk, LogitRows, Model};
@@ -18,71 +17,43 @@ use ternary_train::{
 };
 
 fn cases(kernel: &str) -> impl Iterator<Item = Case> {
-    let paths = recorded_cases(env!("CARGO_MANIFEST_DIR"), kernel);
-    paths.into_iter().flatten().map(Case::open)
+    recorded_cases(env!("CARGO_MANIFEST_DIR"), kernel, 1)
 }
 
-struct Case {
-    path: PathBuf,
-    bytes: Vec<u8>,
+fn group(case: &Case) -> usize {
+    case.params["group"].as_u64().unwrap() as usize
 }
 
-impl Case {
-    fn open(path: PathBuf) -> Self {
-        Self { bytes: fs::read(&path).unwrap(), path }
-    }
+fn codes(case: &Case, name: &str) -> Array2<i8> {
+    case.array::<f64, _>(name).mapv(|x| x as i8)
+}
 
-    fn metadata(&self, key: &str) -> String {
-        let (_, header) = SafeTensors::read_metadata(&self.bytes).unwrap();
-        header.metadata().as_ref().unwrap()[key].clone()
-    }
-
-    fn param(&self, key: &str) -> serde_json::Value {
-        let params: serde_json::Value = serde_json::from_str(&self.metadata("params")).unwrap();
-        params[key].clone()
-    }
-
-    fn atol(&self) -> f64 {
-        self.metadata("atol").parse().unwrap()
-    }
-
-    /// Shape and values, by size and reader of an element.
-    fn tensor<T, const N: usize>(&self, name: &str, of: fn([u8; N]) -> T) -> (Vec<usize>, Vec<T>) {
-        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
-        let tensor = tensors.tensor(name).unwrap();
-        let values = tensor.data().as_chunks::<N>().0.iter().map(|&bytes| of(bytes)).collect();
-        (tensor.shape().to_vec(), values)
-    }
-
-    fn matrix<T, const N: usize>(&self, name: &str, of: fn([u8; N]) -> T) -> Array2<T> {
-        let (shape, values) = self.tensor(name, of);
-        Array2::from_shape_vec((shape[0], shape[1]), values).unwrap()
-    }
+fn tokens(case: &Case, name: &str) -> Vec<Vec<u32>> {
+    let rows: Array2<f64> = case.array(name);
+    rows.outer_iter().map(|row| row.iter().map(|&token| token as u32).collect()).collect()
 }
 
 #[test]
 fn projections_are_those_of_pytorch() {
     for case in cases("ternary-quantize") {
-        let group = case.param("group").as_u64().unwrap() as usize;
-        let w = case.matrix("in.w", f32::from_le_bytes);
+        let group = group(&case);
+        let w: Array2<f32> = case.array("in.w");
         let got = Projection { group, ..Projection::default() }.project(&w).unwrap();
-        assert_eq!(got.codes, case.matrix("out.codes", i8::from_le_bytes), "{:?}", case.path);
-        assert_eq!(got.scales, case.matrix("out.scales", f32::from_le_bytes), "{:?}", case.path);
+        assert_eq!(got.codes, codes(&case, "out.codes"));
+        assert_eq!(got.scales, case.array::<f32, Ix2>("out.scales"));
     }
 }
 
 #[test]
 fn packed_products_are_near_those_of_pytorch() {
     for case in cases("ternary-matmul") {
-        let group = case.param("group").as_u64().unwrap() as usize;
-        let codes = case.matrix("in.codes", i8::from_le_bytes);
-        let scales = case.matrix("in.scales", f32::from_le_bytes);
-        let x = case.matrix("in.x", f32::from_le_bytes);
+        let (group, codes) = (group(&case), codes(&case, "in.codes"));
+        let (scales, x): (Array2<f32>, Array2<f32>) = (case.array("in.scales"), case.array("in.x"));
         let packed = PackedMatrix::new(&Ternary { codes, scales, group }).unwrap();
         let got =
             packed.product(&Activations::new(&x, group).unwrap(), &Tiling::default()).unwrap();
-        for (got, wanted) in got.iter().zip(&case.matrix("out.y", f64::from_le_bytes)) {
-            assert!((f64::from(*got) - wanted).abs() <= case.atol(), "{:?}", case.path);
+        for (got, wanted) in got.iter().zip(case.get("out.y").unwrap()) {
+            assert!((f64::from(*got) - wanted).abs() <= case.tolerance.abs, "{got} {wanted}");
         }
     }
 }
@@ -90,29 +61,23 @@ fn packed_products_are_near_those_of_pytorch() {
 #[test]
 fn models_give_the_logits_and_tokens_of_transformers() {
     for case in cases("qwen3") {
-        let folder = case.path.parent().unwrap().join(case.param("model").as_str().unwrap());
+        let folder = case.path.parent().unwrap().join(case.params["model"].as_str().unwrap());
         let (config, weights) = read_folder(&folder).unwrap();
         let model = Model::float(config, weights).unwrap();
-        let ids = case.matrix("in.ids", |bytes| i64::from_le_bytes(bytes) as u32);
-        let (shape, wanted) = case.tensor("out.logits", f64::from_le_bytes);
-        let wanted = Array3::from_shape_vec((shape[0], shape[1], shape[2]), wanted).unwrap();
-        for (prompt, wanted) in ids.outer_iter().zip(wanted.outer_iter()) {
+        let prompts = tokens(&case, "in.ids");
+        let wanted: Array3<f64> = case.array("out.logits");
+        for (prompt, wanted) in prompts.iter().zip(wanted.outer_iter()) {
             let mut cache = model.cache(prompt.len()).unwrap();
             let seq = cache.create().unwrap();
-            let prompt = prompt.to_vec();
-            let got = model.forward(&mut cache, &[Chunk::line(seq, &prompt)], LogitRows::All);
+            let got = model.forward(&mut cache, &[Chunk::line(seq, prompt)], LogitRows::All);
             for (got, wanted) in got.unwrap().iter().zip(&wanted) {
-                let bound = case.atol() + 1e-4 * wanted.abs();
+                let bound = case.tolerance.abs + 1e-4 * wanted.abs();
                 assert!((f64::from(*got) - wanted).abs() <= bound, "{got} {wanted}");
             }
         }
-        let greedy = case.matrix("out.greedy", |bytes| i64::from_le_bytes(bytes) as u32);
-        let prompts: Vec<_> = ids.outer_iter().map(|prompt| prompt.to_vec()).collect();
-        let options = GenerateOptions { max_new_tokens: greedy.ncols(), ..Default::default() };
-        let got = generate(&model, &prompts, &options, |_, _| {}).unwrap();
-        for (got, wanted) in got.iter().zip(greedy.outer_iter()) {
-            assert_eq!(got, &wanted.to_vec(), "{:?}", case.path);
-        }
+        let greedy = tokens(&case, "out.greedy");
+        let options = GenerateOptions { max_new_tokens: greedy[0].len(), ..Default::default() };
+        assert_eq!(generate(&model, &prompts, &options, |_, _| {}).unwrap(), greedy);
     }
 }
 

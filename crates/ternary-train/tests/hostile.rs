@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::Path;
 
+use safetensors::SafeTensors;
 use tempfile::TempDir;
 use tensor_utils::testing::PeakAlloc;
 use ternary_train::formats::{read_folder, write_folder};
@@ -96,8 +97,32 @@ fn checkpoints_cut_anywhere() {
         let error = refused(whole.len(), || load_checkpoint(&path));
         assert!(error.contains("checksum"), "{at}: {error}");
     }
+    // A position in the text that no machine has, with a checksum that is right.
+    for step in [u64::MAX / 8, u64::MAX / 3, u64::MAX] {
+        fs::write(&path, at_step(&whole, step)).unwrap();
+        let error = refused(whole.len(), || load_checkpoint(&path));
+        assert!(error.contains(&format!("its step is {step}")), "{error}");
+    }
+    fs::write(&path, at_step(&whole, 1)).unwrap();
+    assert_eq!(load_checkpoint(&path).unwrap().0.steps_done(), 1);
     fs::write(&path, &whole).unwrap();
     load_checkpoint(&path).unwrap();
+}
+
+/// A checkpoint of step 0 as one of another.
+fn at_step(checkpoint: &[u8], step: u64) -> Vec<u8> {
+    let (_, header) = SafeTensors::read_metadata(checkpoint).unwrap();
+    let mut metadata = header.metadata().clone().unwrap();
+    let tensors = SafeTensors::deserialize(checkpoint).unwrap();
+    let training = metadata["training"].replacen("\"step\":0", &format!("\"step\":{step}"), 1);
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(training.as_bytes());
+    for name in ["latent", "mean", "square"] {
+        sum.update(tensors.tensor(name).unwrap().data());
+    }
+    metadata.insert("crc32".to_owned(), format!("{:08x}", sum.finalize()));
+    metadata.insert("training".to_owned(), training);
+    safetensors::serialize(tensors.tensors(), Some(metadata)).unwrap()
 }
 
 fn configurations_that_ask_for_too_much() {
