@@ -124,7 +124,7 @@ fn empty_sum_is_zero_and_empty_output_is_fine() {
     let (a, b) = (Array2::<f32>::zeros((2, 0)), Array2::zeros((0, 3)));
     let mut c = Array2::from_elem((2, 3), f32::NAN);
     gemm(&mut c, &a, &b, 1.0, 0.0).unwrap();
-    assert_eq!(c, Array2::zeros((2, 3)));
+    assert_eq!(c, Array2::<f32>::zeros((2, 3)));
     c.fill(3.0);
     gemm(&mut c, &a, &b, 1.0, 0.5).unwrap();
     assert_eq!(c, Array2::from_elem((2, 3), 1.5));

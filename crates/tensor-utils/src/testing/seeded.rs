@@ -86,7 +86,7 @@ mod tests {
         let mut seeded = Seeded::new(1);
         let first: Array3<f32> = seeded.normal((3, 4, 5));
         assert_eq!(first, draw(1));
-        assert_ne!(first, seeded.normal((3, 4, 5)));
+        assert_ne!(first, seeded.normal::<f32, _>((3, 4, 5)));
         assert_eq!(first.mapv(|x| bf16::from_f64(x.into())), Seeded::new(1).normal((3, 4, 5)));
     }
 
