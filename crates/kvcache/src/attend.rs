@@ -8,7 +8,8 @@ use tensor_utils::{
 
 use crate::cache::Cache;
 use crate::error::invalid;
-use crate::kernel::task::{self, Context, PAIRS, grow};
+use crate::kernel::factors::PADDING;
+use crate::kernel::task::{self, Context, grow};
 use crate::options::NO_PAGE;
 use crate::plan::{Plan, Task};
 use crate::workspace::Slots;
@@ -82,7 +83,7 @@ impl Cache {
         workspace.prepare();
         let Workspace { plan, queries, .. } = workspace;
         plan.list(self, layer, batch);
-        let depth = self.config.head_size.next_multiple_of(PAIRS);
+        let depth = self.config.head_size.next_multiple_of(PADDING);
         pack(&q, plan, group, depth, scale, queries);
         let mut start = 0;
         while start < workspace.plan.units.len() {

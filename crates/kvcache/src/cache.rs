@@ -85,12 +85,8 @@ impl Cache {
         static CACHES: AtomicU32 = AtomicU32::new(0);
         config.check()?;
         let pages = config.pages();
-        let form = |side, storage, columns| Form {
-            side,
-            storage,
-            heads: config.key_heads,
-            columns,
-            rows: config.page_size,
+        let form = |side, storage, columns| {
+            Form::new(side, storage, config.key_heads, columns, config.page_size)
         };
         let keys = form(Side::Keys, config.keys, config.head_size);
         let values = form(Side::Values, config.values, config.value_size);

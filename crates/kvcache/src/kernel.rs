@@ -1,6 +1,11 @@
 //! The kernel: one task of attention, from scores to weighted values.
 
 mod ahead;
-pub(crate) mod product;
-pub(crate) mod softmax;
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+mod bytes;
+mod codes;
+pub(crate) mod factors;
+mod floats;
+mod softmax;
 pub(crate) mod task;
+mod tile;

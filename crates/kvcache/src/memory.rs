@@ -11,12 +11,8 @@ use crate::{Config, Error, Storage};
 /// [`Error::Option`] for a configuration that no cache can have.
 pub fn page_bytes(config: &Config) -> Result<[usize; 2], Error> {
     config.check()?;
-    let form = |side, storage, columns| Form {
-        side,
-        storage,
-        heads: config.key_heads,
-        columns,
-        rows: config.page_size,
+    let form = |side, storage, columns| {
+        Form::new(side, storage, config.key_heads, columns, config.page_size)
     };
     let keys = form(Side::Keys, config.keys, config.head_size);
     let values = form(Side::Values, config.values, config.value_size);

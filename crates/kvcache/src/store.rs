@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | `f32` | `[R][L]` |
 //! | others | `[R / 2F][L][2]` words of 16 bits, each of `F` fields: 1 of 16 bits, 2 of 8, or 4 of 4 |
-//! | codes | then `R` scales and `R` minima |
+//! | codes | `R` scales and `R` minima before them |
 //!
 //! where number `(r, l)` is field `r % 2F / 2` of word `[r / 2F][l][r % 2]`. So 16 keys, or 16 channels
 //! of values, fill a vector, and shifting and masking a vector of words leaves the neighbours `r` and
@@ -44,18 +44,41 @@ pub(crate) struct Form {
     pub(crate) columns: usize,
     /// Rows of a page.
     pub(crate) rows: usize,
+    /// Fields of a word.
+    pub(crate) fields: usize,
+    /// Groups that have a scale: channels of keys, rows of values. The numbers of a lane.
+    pub(crate) groups: usize,
+    lanes: usize,
+    /// Elements of the numbers of a record ..
+    words: usize,
+    /// .. and of all of it, each of the bytes of [`Self::element_bytes`].
+    pub(crate) record: usize,
 }
 
 impl Form {
-    /// The same in full precision.
-    pub(crate) fn raw(self) -> Self {
-        Self { storage: Storage::F32, ..self }
+    pub(crate) fn new(
+        side: Side,
+        storage: Storage,
+        heads: usize,
+        columns: usize,
+        rows: usize,
+    ) -> Self {
+        let (groups, lanes) = match side {
+            Side::Keys => (columns, rows),
+            Side::Values => (rows, columns),
+        };
+        let fields = 16 / storage.bits().min(16);
+        let words = match storage {
+            Storage::F32 => groups * lanes,
+            _ => groups.div_ceil(2 * fields) * lanes * 2,
+        };
+        let record = if storage.is_quantised() { words + 2 * groups } else { words };
+        Self { side, storage, heads, columns, rows, fields, groups, lanes, words, record }
     }
 
-    /// Fields of a word.
-    #[inline(always)]
-    pub(crate) fn fields(self) -> usize {
-        16 / self.storage.bits().min(16)
+    /// The same in full precision.
+    pub(crate) fn raw(self) -> Self {
+        Self::new(self.side, Storage::F32, self.heads, self.columns, self.rows)
     }
 
     /// The largest code.
@@ -63,35 +86,17 @@ impl Form {
         if self.storage == Storage::Int4 { 15.0 } else { 255.0 }
     }
 
-    /// (Summed over, lanes).
-    fn axes(self) -> (usize, usize) {
-        match self.side {
-            Side::Keys => (self.columns, self.rows),
-            Side::Values => (self.rows, self.columns),
-        }
+    /// The scales and the minima of some groups of a record of codes.
+    #[inline(always)]
+    pub(crate) fn affine(self, record: &[u16], groups: Range<usize>) -> [&[u16]; 2] {
+        let (scales, minima) = record[..2 * self.groups].split_at(self.groups);
+        [&scales[groups.clone()], &minima[groups]]
     }
 
-    /// Words of the numbers of a record.
+    /// Elements of a record before its numbers.
     #[inline(always)]
-    pub(crate) fn words(self) -> usize {
-        let (summed, lanes) = self.axes();
-        summed.div_ceil(2 * self.fields()) * lanes * 2
-    }
-
-    /// Groups that have a scale: channels of keys, rows of values.
-    #[inline(always)]
-    pub(crate) fn groups(self) -> usize {
-        self.axes().0
-    }
-
-    /// Elements of a record, each of the bytes of [`Self::element_bytes`].
-    #[inline(always)]
-    pub(crate) fn record(self) -> usize {
-        match self.storage {
-            Storage::F32 => self.rows * self.columns,
-            Storage::Bf16 | Storage::F16 => self.words(),
-            Storage::Int8 | Storage::Int4 => self.words() + 2 * self.groups(),
-        }
+    pub(crate) fn head(self) -> usize {
+        self.record - self.words
     }
 
     pub(crate) fn element_bytes(self) -> usize {
@@ -101,36 +106,38 @@ impl Form {
     /// Calls `run` with each run of neighbouring elements of a record that attention reads for rows
     /// `row..row + len`.
     pub(crate) fn runs(self, row: usize, len: usize, mut run: impl FnMut(Range<usize>)) {
-        let (summed, lanes) = self.axes();
+        if len == self.rows {
+            return run(0..self.record);
+        }
         // Numbers of a lane that are next to one another, and elements that they take.
         let (together, width) = match self.storage {
             Storage::F32 => (1, 1),
-            _ => (2 * self.fields(), 2),
+            _ => (2 * self.fields, 2),
         };
+        if self.storage.is_quantised() {
+            let groups = if self.side == Side::Keys { 0..self.groups } else { row..row + len };
+            for first in [0, self.groups] {
+                run(first + groups.start..first + groups.end);
+            }
+        }
         match self.side {
             Side::Values => {
                 let (from, to) = (row / together, (row + len).div_ceil(together));
-                run(from * lanes * width..to * lanes * width);
+                let row = self.lanes * width;
+                run(self.head() + from * row..self.head() + to * row);
             }
-            Side::Keys if len == lanes => run(0..summed.div_ceil(together) * lanes * width),
             Side::Keys => {
-                for step in 0..summed.div_ceil(together) {
-                    let start = (step * lanes + row) * width;
+                for step in 0..self.groups.div_ceil(together) {
+                    let start = self.head() + (step * self.lanes + row) * width;
                     run(start..start + len * width);
                 }
-            }
-        }
-        if self.storage.is_quantised() {
-            let groups = if self.side == Side::Keys { 0..summed } else { row..row + len };
-            for first in [self.words(), self.words() + self.groups()] {
-                run(first + groups.start..first + groups.end);
             }
         }
     }
 
     /// Bytes of all heads of a page.
     pub(crate) fn page_bytes(self) -> usize {
-        self.heads * self.record() * self.element_bytes()
+        self.heads * self.record * self.element_bytes()
     }
 
     /// Where element `column` of row `row` of an `f32` record is.
@@ -149,8 +156,8 @@ impl Form {
             Side::Keys => (column, row),
             Side::Values => (row, column),
         };
-        let fields = self.fields();
-        let lanes = self.axes().1;
+        let fields = self.fields;
+        let lanes = self.lanes;
         let (block, r) = (r / (2 * fields), r % (2 * fields));
         ((block * lanes + lane) * 2 + r % 2, r / 2 * (16 / fields))
     }
@@ -172,7 +179,7 @@ impl Slab {
     /// Zeros, which the system hands out when they are first touched.
     pub(crate) fn new(form: Form, pages: usize) -> Result<Self, ShapeError> {
         let arg = "layout";
-        let record = form.record();
+        let record = form.record;
         let elements = pages
             .checked_mul(form.heads)
             .and_then(|records| records.checked_mul(record))
@@ -188,7 +195,7 @@ impl Slab {
     /// Where the record of a page and head begins.
     #[inline(always)]
     pub(crate) fn start(form: Form, page: u32, head: usize) -> usize {
-        (page as usize * form.heads + head) * form.record()
+        (page as usize * form.heads + head) * form.record
     }
 
     /// Stores a row; quantised storage takes whole pages only ([`Self::quantise`]).
@@ -225,12 +232,11 @@ impl Slab {
                 (Self::Words(from), _) => {
                     let (word, shift) = form.word_at(row, column);
                     let group = if form.side == Side::Keys { column } else { row };
-                    let scales = start + form.words();
                     Affine {
-                        scale: bf16::from_bits(from[scales + group]),
-                        minimum: bf16::from_bits(from[scales + form.groups() + group]),
+                        scale: bf16::from_bits(from[start + group]),
+                        minimum: bf16::from_bits(from[start + form.groups + group]),
                     }
-                    .value(from[start + word] >> shift & form.field_mask())
+                    .value(from[start + form.head() + word] >> shift & form.field_mask())
                 }
             };
         }
@@ -240,20 +246,20 @@ impl Slab {
     pub(crate) fn quantise(&mut self, form: Form, page: u32, head: usize, from: &[f32]) {
         let Self::Words(words) = self else { return };
         let start = Self::start(form, page, head);
-        let record = &mut words[start..][..form.record()];
-        let (codes, affine) = record.split_at_mut(form.words());
+        let record = &mut words[start..][..form.record];
+        let (affine, codes) = record.split_at_mut(form.head());
         codes.fill(0);
-        let (scales, minima) = affine.split_at_mut(form.groups());
-        let lanes = form.axes().1;
+        let (scales, minima) = affine.split_at_mut(form.groups);
+        let lanes = form.lanes;
         let top = form.top();
-        for (group, from) in from.chunks_exact(lanes).take(form.groups()).enumerate() {
+        for (group, from) in from.chunks_exact(lanes).take(form.groups).enumerate() {
             let (min, max) = from
                 .iter()
                 .fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
             let affine = Affine::covering(min, max, top);
             scales[group] = affine.scale.to_bits();
             minima[group] = affine.minimum.to_bits();
-            let fields = form.fields();
+            let fields = form.fields;
             let (block, r) = (group / (2 * fields), group % (2 * fields));
             let shift = r / 2 * (16 / fields);
             let words = codes[block * lanes * 2 + r % 2..].iter_mut().step_by(2);
@@ -265,7 +271,7 @@ impl Slab {
 
     /// Copies all heads of a page.
     pub(crate) fn copy_page(&mut self, form: Form, from: u32, to: u32) {
-        let size = form.heads * form.record();
+        let size = form.heads * form.record;
         let range = from as usize * size..(from as usize + 1) * size;
         match self {
             Self::F32(slab) => slab.copy_within(range, to as usize * size),
@@ -342,7 +348,7 @@ impl RawPage {
 
 /// The record of a layer and head in a raw page.
 fn raw_record(form: Form, layer: usize, head: usize) -> Range<usize> {
-    let record = form.raw().record();
+    let record = form.raw().record;
     let start = (layer * form.heads + head) * record;
     start..start + record
 }
@@ -357,7 +363,7 @@ impl RawPool {
     ) -> Result<(), ShapeError> {
         while self.free.len() < count {
             let new = |form: Form| {
-                let record = form.raw().record();
+                let record = form.raw().record;
                 let size = if form.storage.is_quantised() { layers * form.heads } else { 0 };
                 let slack = if size > 0 { SLACK } else { 0 };
                 let mut vec = try_vec("residual", &[size, record])?;

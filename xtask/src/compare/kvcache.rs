@@ -34,6 +34,7 @@ pub(super) fn cases() -> Vec<Case> {
         case::<bf16>(batch, Storage::Bf16, false, 1e-2),
         case::<bf16>(batch, Storage::Int8, false, 3e-2),
         case::<bf16>(batch, Storage::Int4, false, 0.2),
+        case::<f32>(batch, Storage::F32, true, 1e-4),
         case::<bf16>(batch, Storage::Bf16, true, 1e-2),
         case::<bf16>(sizes(1, 8, 32768), Storage::Bf16, false, 1e-2),
         case::<f32>(sizes(8, 32, 4096), Storage::F32, false, 1e-4),

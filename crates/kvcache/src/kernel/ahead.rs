@@ -2,30 +2,43 @@
 //!
 //! The processor's own prefetching follows runs of neighbouring lines within 4 KiB. A record is not
 //! much longer, and the next one is elsewhere, so without help every record begins with a wait.
+//!
+//! What is fetched is read [`AHEAD`] keys later: of the keys, then of the values of a block, then of the
+//! next block.
 
 use std::ops::Range;
 
 use tensor_utils::prefetch;
 
-use crate::store::{Form, Slab};
+use crate::store::{Form, Side, Slab};
 
 /// Bytes of a line of the caches.
 const LINE: usize = 64;
+/// How many keys ahead: enough for the latency of memory, and what the first-level cache can hold.
+pub(crate) const AHEAD: usize = 64;
 
-/// What one phase of a block (the scores, or the sums of values) fetches for the next.
+/// What the products of a block fetch, in the order in which it will be read.
 #[derive(Debug, Default)]
 pub(crate) struct Ahead {
-    /// Runs of neighbouring lines: the first byte of each, and how many.
-    runs: Vec<(usize, usize)>,
+    runs: Vec<Run>,
     lines: usize,
     /// Lines handed out.
     given: usize,
-    /// What the products of the phase have left to do.
+    /// What the products of the block have left to do.
     work: usize,
 }
 
+/// Neighbouring lines.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    side: Side,
+    /// First byte in the slab.
+    start: usize,
+    lines: usize,
+}
+
 impl Ahead {
-    /// A new phase, whose products do `work` in any unit.
+    /// A new block, whose products do `work` in any unit.
     pub(crate) fn restart(&mut self, work: usize) {
         self.runs.clear();
         (self.lines, self.given, self.work) = (0, 0, work);
@@ -35,36 +48,38 @@ impl Ahead {
     pub(crate) fn add(&mut self, form: Form, record: usize, row: usize, len: usize) {
         form.runs(row, len, |run| {
             let lines = (run.len() * form.element_bytes()).div_ceil(LINE);
-            self.runs.push(((record + run.start) * form.element_bytes(), lines));
+            let start = (record + run.start) * form.element_bytes();
+            self.runs.push(Run { side: form.side, start, lines });
             self.lines += lines;
         });
     }
 
-    /// The lines to fetch during a product that does `work`.
-    pub(crate) fn share(&mut self, work: usize) -> Range<usize> {
+    /// The lines to fetch during a product that does `work`; of the slabs of keys and values.
+    pub(crate) fn share<'a>(
+        &'a mut self,
+        work: usize,
+        keys: &'a Slab,
+        values: &'a Slab,
+    ) -> Lines<'a> {
         let left = self.lines - self.given;
         let share = if work < self.work { left * work / self.work } else { left };
         self.work = self.work.saturating_sub(work);
         let from = self.given;
         self.given += share;
-        from..self.given
-    }
-
-    /// Some of the lines, of the slab that they are in.
-    pub(crate) fn lines<'a>(&'a self, slab: &'a Slab, range: Range<usize>) -> Lines<'a> {
-        Lines { slab: slab.as_bytes(), runs: &self.runs, from: range.start, to: range.end }
+        let slabs = [keys.as_bytes(), values.as_bytes()];
+        Lines { slabs, runs: &self.runs, from, to: self.given }
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        size_of::<(usize, usize)>() * self.runs.capacity()
+        size_of::<Run>() * self.runs.capacity()
     }
 }
 
 /// Lines to be fetched during a product.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lines<'a> {
-    slab: &'a [u8],
-    runs: &'a [(usize, usize)],
+    slabs: [&'a [u8]; 2],
+    runs: &'a [Run],
     /// Which of all lines of the runs.
     from: usize,
     to: usize,
@@ -83,13 +98,14 @@ impl<'a> Lines<'a> {
     #[inline(always)]
     pub(crate) fn over(self, steps: usize) -> Steps<'a> {
         let share = self.len().div_ceil(steps.max(1));
-        let mut steps =
-            Steps { slab: self.slab, runs: self.runs, left: self.len(), at: 0, end: 0, share };
+        let Self { slabs, runs, .. } = self;
+        let left = self.len();
+        let mut steps = Steps { slabs, slab: slabs[0], runs, left, at: 0, end: 0, share };
         let mut skip = self.from;
-        while let [(_, lines), rest @ ..] = steps.runs
-            && skip >= *lines
+        while let [run, rest @ ..] = steps.runs
+            && skip >= run.lines
         {
-            (steps.runs, skip) = (rest, skip - lines);
+            (steps.runs, skip) = (rest, skip - run.lines);
         }
         steps.next_run(skip);
         steps
@@ -99,9 +115,11 @@ impl<'a> Lines<'a> {
 /// The lines of each step.
 #[derive(Debug)]
 pub(crate) struct Steps<'a> {
+    slabs: [&'a [u8]; 2],
+    /// That of the present run.
     slab: &'a [u8],
     /// Runs after the present one.
-    runs: &'a [(usize, usize)],
+    runs: &'a [Run],
     /// Lines after the present run.
     left: usize,
     /// What is left of the present run, in bytes.
@@ -133,12 +151,13 @@ impl Steps<'_> {
     /// Begins the next run, if there is one, with its line `skip`.
     #[inline(always)]
     fn next_run(&mut self, skip: usize) -> bool {
-        let [(start, lines), rest @ ..] = self.runs else { return false };
+        let [run, rest @ ..] = self.runs else { return false };
         if self.left == 0 {
             return false;
         }
-        let lines = self.left.min(lines - skip);
-        self.at = start + skip * LINE;
+        let lines = self.left.min(run.lines - skip);
+        self.slab = self.slabs[usize::from(run.side == Side::Values)];
+        self.at = run.start + skip * LINE;
         self.end = self.at + lines * LINE;
         self.left -= lines;
         self.runs = rest;

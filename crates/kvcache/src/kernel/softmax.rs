@@ -3,8 +3,8 @@
 use tensor_utils::Float;
 use tensor_utils::simd::{Simd, SimdBase, SimdFrom};
 
-use super::product::lanes;
 use super::task::{BLOCK, SCORES};
+use super::tile::lanes;
 
 /// Rows `rows` of `scores` become weights against the new maximum; `m` is raised, `correction` is what
 /// all older sums are to be multiplied by, and `l` (a vector for each row) adds up the weights.

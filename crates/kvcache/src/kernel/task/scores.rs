@@ -1,0 +1,117 @@
+//! Scores: queries times the keys of a block.
+
+use std::ops::Range;
+
+use tensor_utils::simd::Simd;
+
+use super::{Fragment, State, ahead};
+use crate::Storage;
+use crate::kernel::codes::{Codes, code_product};
+use crate::kernel::floats::{Bf16, F16, F32, Numbers, product};
+use crate::kernel::tile::{Into, Panel, Rows, lanes};
+use crate::store::Slab;
+
+impl<S: Simd> State<'_, '_, S> {
+    /// Scores of all rows and the fragments' keys, `stride` apart.
+    pub(super) fn score(&mut self, scores: &mut [f32], stride: usize) {
+        let cache = self.cx.cache;
+        let form = cache.keys;
+        match (&cache.layers[self.cx.layer].keys, form.storage) {
+            (Slab::F32(words), _) => self.score_floats::<F32>(words, scores, stride),
+            (Slab::Words(words), Storage::Bf16) => self.score_floats::<Bf16>(words, scores, stride),
+            (Slab::Words(words), Storage::F16) => self.score_floats::<F16>(words, scores, stride),
+            (Slab::Words(words), storage) => {
+                for f in 0..self.scratch.fragments.len() {
+                    let fragment = self.scratch.fragments[f];
+                    let mut unit = 0;
+                    while unit < self.task.units.len() {
+                        let (end, coded) = self.alike(&fragment, unit, storage, false);
+                        let units = unit..end;
+                        if coded {
+                            self.score_codes(words, &fragment, units, scores, stride);
+                        } else {
+                            self.score_raw(&fragment, units, scores, stride);
+                        }
+                        unit = end;
+                    }
+                }
+            }
+        }
+    }
+
+    fn score_floats<N: Numbers>(&mut self, words: &[N::Word], scores: &mut [f32], stride: usize) {
+        for f in 0..self.scratch.fragments.len() {
+            let fragment = self.scratch.fragments[f];
+            let record = Slab::start(self.cx.cache.keys, fragment.page, self.task.head);
+            let units = 0..self.task.units.len();
+            self.multiply_keys::<N>(&words[record..], &fragment, units, scores, stride);
+        }
+    }
+
+    fn score_raw(
+        &mut self,
+        fragment: &Fragment,
+        units: Range<usize>,
+        scores: &mut [f32],
+        stride: usize,
+    ) {
+        let cache = self.cx.cache;
+        let record = cache.raw.record(cache.keys, fragment.raw, self.cx.layer, self.task.head);
+        self.multiply_keys::<F32>(record, fragment, units, scores, stride);
+    }
+
+    /// Scores of some units and the keys of a fragment in `record`.
+    fn multiply_keys<N: Numbers>(
+        &mut self,
+        record: &[N::Word],
+        fragment: &Fragment,
+        units: Range<usize>,
+        scores: &mut [f32],
+        stride: usize,
+    ) {
+        let form = self.cx.cache.keys;
+        let rows = units.start * self.cx.group..units.end * self.cx.group;
+        let work = rows.len() * fragment.len * form.columns;
+        let x = Panel {
+            words: &record[fragment.row * N::WIDTH..],
+            stride: form.rows,
+            vectors: fragment.len.div_ceil(lanes::<S>()),
+            ahead: ahead(self.cx, &mut self.scratch.ahead, work),
+        };
+        let queries = &self.queries[rows.start * self.depth..];
+        let numbers = &mut scores[rows.start * stride + fragment.key..];
+        let (range, mode) = ((0, form.columns), Into::Replace);
+        let mut to = Rows { numbers, stride };
+        product::<S, N>(self.simd, x, range, queries, self.depth, rows.len(), mode, &mut to);
+    }
+
+    fn score_codes(
+        &mut self,
+        words: &[u16],
+        fragment: &Fragment,
+        units: Range<usize>,
+        scores: &mut [f32],
+        stride: usize,
+    ) {
+        let form = self.cx.cache.keys;
+        let record = Slab::start(form, fragment.page, self.task.head);
+        let rows = units.start * self.cx.group..units.end * self.cx.group;
+        let queries = &self.queries[rows.start * self.depth..];
+        let numbers = &words[record..];
+        let factors = &mut self.scratch.factors;
+        factors.load(self.simd, form.affine(numbers, 0..form.groups), 0, self.depth);
+        factors.make(self.simd, queries, self.depth, rows.len(), form.columns, form.fields);
+        let work = rows.len() * fragment.len * form.columns;
+        let x = Panel {
+            words: &numbers[form.head() + 2 * fragment.row..],
+            stride: form.rows,
+            vectors: fragment.len.div_ceil(lanes::<S>()),
+            ahead: ahead(self.cx, &mut self.scratch.ahead, work),
+        };
+        let fields = form.fields;
+        let blocks = form.columns.div_ceil(2 * fields);
+        let codes = Codes { x, fields, first: 0, blocks, factors: &self.scratch.factors };
+        let numbers = &mut scores[rows.start * stride + fragment.key..];
+        code_product(self.simd, &codes, Into::Replace, &mut Rows { numbers, stride });
+    }
+}

@@ -1,0 +1,99 @@
+//! Sums of values: weights times the values of a block.
+
+use std::ops::Range;
+
+use tensor_utils::simd::Simd;
+
+use super::{Fragment, SCORES, Scratch, State, ahead, grow};
+use crate::Storage;
+use crate::kernel::codes::{Codes, code_product};
+use crate::kernel::factors::PADDING;
+use crate::kernel::floats::{Bf16, F16, F32, Numbers, product};
+use crate::kernel::tile::{Into, Panel, Rows, lanes};
+use crate::store::Slab;
+
+impl<S: Simd> State<'_, '_, S> {
+    /// Adds the weighted values of a fragment to the output of some units. The weights are in
+    /// `scratch.scores`, from the fragment's key on.
+    pub(super) fn add_values(&mut self, fragment: &Fragment, units: Range<usize>, coded: bool) {
+        let cache = self.cx.cache;
+        let (form, head) = (cache.values, self.task.head);
+        let record = Slab::start(form, fragment.page, head);
+        match (&cache.layers[self.cx.layer].values, form.storage) {
+            (Slab::F32(words), _) => self.add_floats::<F32>(words, record, fragment, units),
+            (Slab::Words(words), Storage::Bf16) => {
+                self.add_floats::<Bf16>(words, record, fragment, units);
+            }
+            (Slab::Words(words), Storage::F16) => {
+                self.add_floats::<F16>(words, record, fragment, units);
+            }
+            (Slab::Words(_), _) if !coded => {
+                let words = cache.raw.record(form, fragment.raw, self.cx.layer, head);
+                self.add_floats::<F32>(words, 0, fragment, units);
+            }
+            (Slab::Words(words), _) => self.add_codes(words, record, fragment, units),
+        }
+    }
+
+    fn add_floats<N: Numbers>(
+        &mut self,
+        words: &[N::Word],
+        record: usize,
+        fragment: &Fragment,
+        units: Range<usize>,
+    ) {
+        let form = self.cx.cache.values;
+        let rows = units.start * self.cx.group..units.end * self.cx.group;
+        let work = rows.len() * fragment.len * form.columns;
+        let ahead = ahead(self.cx, &mut self.scratch.ahead, work);
+        let vectors = form.columns.div_ceil(lanes::<S>());
+        let x = Panel { words: &words[record..], stride: form.columns, vectors, ahead };
+        let weights = &self.scratch.scores[rows.start * SCORES + fragment.key..];
+        let numbers = &mut self.o[rows.start * self.e..];
+        let mut to = Rows { numbers, stride: self.e };
+        let range = (fragment.row, fragment.len);
+        product::<S, N>(self.simd, x, range, weights, SCORES, rows.len(), Into::Add, &mut to);
+    }
+
+    fn add_codes(
+        &mut self,
+        words: &[u16],
+        record: usize,
+        fragment: &Fragment,
+        units: Range<usize>,
+    ) {
+        let form = self.cx.cache.values;
+        let rows = units.start * self.cx.group..units.end * self.cx.group;
+        let fields = form.fields;
+        let first = fragment.row / (2 * fields);
+        let blocks = (fragment.row + fragment.len).div_ceil(2 * fields) - first;
+        // The weights begin in the middle of a block where the fragment does.
+        let lead = fragment.row - first * 2 * fields;
+        let padded = (blocks * 2 * fields).next_multiple_of(PADDING);
+        let Scratch { factors, aligned, scores, .. } = &mut *self.scratch;
+        let groups = fragment.row..fragment.row + fragment.len;
+        factors.load(self.simd, form.affine(&words[record..], groups), lead, padded);
+        let mut weights = (&scores[rows.start * SCORES + fragment.key..], SCORES);
+        if fragment.len < padded {
+            grow(aligned, rows.len() * padded);
+            for (row, aligned) in aligned.chunks_exact_mut(padded).take(rows.len()).enumerate() {
+                aligned[..lead].fill(0.0);
+                aligned[lead..][..fragment.len]
+                    .copy_from_slice(&weights.0[row * SCORES..][..fragment.len]);
+                aligned[lead + fragment.len..].fill(0.0);
+            }
+            weights = (aligned, padded);
+        }
+        factors.make(self.simd, weights.0, weights.1, rows.len(), padded, fields);
+        let work = rows.len() * fragment.len * form.columns;
+        let x = Panel {
+            words: &words[record + form.head()..],
+            stride: form.columns,
+            vectors: form.columns.div_ceil(lanes::<S>()),
+            ahead: ahead(self.cx, &mut self.scratch.ahead, work),
+        };
+        let codes = Codes { x, fields, first, blocks, factors: &self.scratch.factors };
+        let numbers = &mut self.o[rows.start * self.e..];
+        code_product(self.simd, &codes, Into::Add, &mut Rows { numbers, stride: self.e });
+    }
+}
