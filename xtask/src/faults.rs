@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use comfy_table::{Table, presets};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::workspace::{self, Package, Workspace};
 use copy::Copy;
@@ -38,7 +38,7 @@ pub(crate) struct Args {
 const LIMIT: Duration = Duration::from_secs(900);
 
 /// What came of a fault.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Row {
     package: String,
     name: String,
@@ -47,20 +47,24 @@ struct Row {
     /// The first test that failed.
     test: String,
     seconds: f64,
+    /// Of the sources it was tried on.
+    #[serde(default)]
+    commit: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 enum Verdict {
     Caught,
     Missed,
     /// The patched source does not compile: the fault says nothing about the tests.
     Broken,
-    /// It was not chosen, or the run was broken off before.
+    /// No run has come to it yet.
     Untried,
 }
 
-/// Tries every chosen fault; fails unless all are caught. The file has all of them, tried or not.
+/// Tries every chosen fault; fails unless all are caught. The file
+/// has all of them, those that were not chosen as they were.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let is_chosen = |fault: &Fault| {
         args.package.as_ref().is_none_or(|package| *package == fault.package)
@@ -81,7 +85,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let copy = Copy::new(&workspace::root(), &folder.join("copy"))?;
     let tests = Tests { copy: &copy, target: folder.join("target"), log: folder.join("log.txt") };
     let report = folder.join("report.json");
-    let mut rows: Vec<_> = faults.iter().map(Row::untried).collect();
+    let (mut rows, commit) = (known(&report, &faults), workspace::commit());
     for of_package in chosen.chunk_by(|&a, &b| faults[a].package == faults[b].package) {
         let name = &faults[of_package[0]].package;
         let package = workspace.select(Some(name))?.remove(0);
@@ -101,6 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             copy.write(&fault.path, &original)?;
             (row.verdict, row.test) = outcome?;
             row.seconds = started.elapsed().as_secs_f64();
+            row.commit.clone_from(&commit);
             eprintln!("{:?} {} {} ({:.0} s)", row.verdict, fault.title(), row.test, row.seconds);
             // After each one: a run of an hour that is broken off is not lost.
             save(&report, &rows)?;
@@ -109,6 +114,20 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let caught = print(chosen.iter().map(|&index| &rows[index]));
     println!("caught {caught} of {}\nreport: {}", chosen.len(), report.display());
     Ok(if caught == chosen.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A row for each fault: as the file has it from the last time it was tried, if it was.
+fn known(report: &Path, faults: &[Fault]) -> Vec<Row> {
+    let old = fs::read_to_string(report).unwrap_or_default();
+    let mut old: Vec<Row> = serde_json::from_str(&old).unwrap_or_default();
+    let mut row = |fault: &Fault| {
+        let same = |row: &Row| {
+            (&row.package, &row.name, &row.what) == (&fault.package, &fault.name, &fault.what)
+        };
+        let at = old.iter().position(same)?;
+        Some(old.swap_remove(at))
+    };
+    faults.iter().map(|fault| row(fault).unwrap_or_else(|| Row::untried(fault))).collect()
 }
 
 impl Row {
@@ -120,6 +139,7 @@ impl Row {
             verdict: Verdict::Untried,
             test: String::new(),
             seconds: 0.0,
+            commit: String::new(),
         }
     }
 }

@@ -96,6 +96,8 @@ pub(super) struct Fault {
     what: String,
     pub(super) verdict: String,
     test: String,
+    #[serde(default)]
+    commit: String,
 }
 
 /// The checks and the comparison, of this state of the sources.

@@ -139,6 +139,8 @@ impl Plain {
 pub(crate) struct Pair {
     pub(crate) cache: Cache,
     pub(crate) model: BTreeMap<SeqId, Plain>,
+    /// What was registered, freed since or not.
+    registered: Vec<Plain>,
     freed: Vec<SeqId>,
     seeded: Seeded,
     tokens: u32,
@@ -147,8 +149,8 @@ pub(crate) struct Pair {
 impl Pair {
     pub(crate) fn new(config: &Config, seed: u64) -> Self {
         let cache = Cache::new(config).unwrap();
-        let (model, freed) = (BTreeMap::new(), Vec::new());
-        Self { cache, model, freed, seeded: Seeded::new(seed), tokens: 0 }
+        let (model, registered, freed) = (BTreeMap::new(), Vec::new(), Vec::new());
+        Self { cache, model, registered, freed, seeded: Seeded::new(seed), tokens: 0 }
     }
 
     fn config(&self) -> Config {
@@ -260,7 +262,10 @@ impl Pair {
                 let Some(seq) = self.pick(seq) else { return };
                 let tokens = self.model[&seq].tokens.clone();
                 match self.cache.register_prefix(seq, 7, &tokens) {
-                    Ok(pages) => assert!(pages <= tokens.len() / self.config().page_size),
+                    Ok(pages) => {
+                        assert!(pages <= tokens.len() / self.config().page_size);
+                        self.registered.push(self.model[&seq].clone());
+                    }
                     Err(error) => assert!(!self.is_paged(), "{error}"),
                 }
             }
@@ -318,15 +323,15 @@ impl Pair {
     }
 
     fn match_prefix(&mut self, seq: usize, tokens: usize) {
-        let Some(source) = self.pick(seq) else { return };
-        let mut wanted = self.model[&source].tokens.clone();
+        let sources = self.model.values().chain(&self.registered);
+        let Some(mut plain) = sources.cycle().nth(seq).cloned() else { return };
+        let mut wanted = plain.tokens.clone();
         wanted.truncate(tokens);
         wanted.push(u32::MAX);
         match self.cache.match_prefix(7, &wanted) {
             Ok((seq, rows)) => {
                 assert!(rows < wanted.len() && rows.is_multiple_of(self.config().page_size));
                 // The tokens are the same, so the rows must be.
-                let mut plain = self.model[&source].clone();
                 plain.keep(&(0..rows).collect::<Vec<_>>());
                 self.model.insert(seq, plain);
             }
