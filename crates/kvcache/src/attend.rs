@@ -237,16 +237,22 @@ impl Kernel for Wave<'_> {
             queries: &workspace.queries,
         };
         let out = &mut partials[..plan.floats];
-        run_tasks(simd, &cx, &plan.tasks, None, workspace.slots(), out);
-
         let first = plan.tasks.iter().map(|task| task.units.start).min().unwrap_or(0);
         let end = plan.tasks.iter().map(|task| task.units.end).max().unwrap_or(0);
         let e = cache.config.value_size.next_multiple_of(16);
         let size = (end - first) * group * (e + 2);
         grow(&mut merged, cache.config.key_heads * size);
         let merged_heads = &mut merged[..cache.config.key_heads * size];
-        for_each_chunk(merged_heads, size, |head, to| {
-            merge(plan, head, group, first, e, &partials, to);
+        let slots = workspace.slots();
+        // One entry into the pool for both steps: a thread from outside sleeps meanwhile.
+        rayon::scope(|_| {
+            run_tasks(simd, &cx, &plan.tasks, None, slots, out);
+            for_each_chunk(merged_heads, size, |head, to| {
+                simd.vectorize(
+                    #[inline(always)]
+                    || merge(plan, head, group, first, e, out, to),
+                );
+            });
         });
         workspace.partials = partials;
         workspace.merged = merged;
@@ -277,6 +283,7 @@ fn run_tasks<S: Simd>(
 }
 
 /// Merges the chunks of each row in order; `to` is `[row][o, m, l]` of one key head.
+#[inline(always)]
 fn merge(
     plan: &Plan,
     head: usize,

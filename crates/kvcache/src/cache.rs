@@ -303,6 +303,30 @@ impl Cache {
         (index + 1) * self.config.page_size + self.config.residual <= position + 1
     }
 
+    /// Where the record of a page and head begins, in full precision if `raw` is the page that has it,
+    /// and its layout.
+    pub(crate) fn record_address(
+        &self,
+        layer: usize,
+        form: Form,
+        page: u32,
+        raw: Option<u32>,
+        head: usize,
+    ) -> (Form, usize) {
+        match raw {
+            Some(raw) if form.storage.is_quantised() => {
+                let record = self.raw.record(form, raw, layer, head);
+                (form.raw(), record.as_ptr().addr())
+            }
+            _ => {
+                let LayerStore { keys, values } = &self.layers[layer];
+                let slab = if form.side == Side::Keys { keys } else { values };
+                let start = Slab::start(form, page, head) * form.element_bytes();
+                (form, slab.as_bytes().as_ptr().addr() + start)
+            }
+        }
+    }
+
     /// Pages of a region of the contiguous layout.
     pub(crate) fn region_pages(&self) -> usize {
         match self.config.layout {

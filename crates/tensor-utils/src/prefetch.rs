@@ -8,7 +8,7 @@
 #[inline(always)]
 pub fn prefetch<T>(slice: &[T], index: usize) {
     #[cfg(target_arch = "x86_64")]
-    ask::<{ core::arch::x86_64::_MM_HINT_T0 }, T>(slice, index);
+    ask::<{ core::arch::x86_64::_MM_HINT_T0 }>(slice.as_ptr().wrapping_add(index).cast());
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (slice, index);
 }
@@ -18,20 +18,28 @@ pub fn prefetch<T>(slice: &[T], index: usize) {
 #[inline(always)]
 pub fn prefetch_far<T>(slice: &[T], index: usize) {
     #[cfg(target_arch = "x86_64")]
-    ask::<{ core::arch::x86_64::_MM_HINT_T1 }, T>(slice, index);
+    ask::<{ core::arch::x86_64::_MM_HINT_T1 }>(slice.as_ptr().wrapping_add(index).cast());
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (slice, index);
+}
+
+/// [`prefetch`] of an address, that of any pointer: for lists of what lies in several slices.
+#[inline(always)]
+pub fn prefetch_address(address: usize) {
+    #[cfg(target_arch = "x86_64")]
+    ask::<{ core::arch::x86_64::_MM_HINT_T0 }>(core::ptr::without_provenance(address));
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 /// The instruction, with the cache that `HINT` names.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn ask<const HINT: i32, T>(slice: &[T], index: usize) {
-    let address = slice.as_ptr().wrapping_add(index);
+fn ask<const HINT: i32>(address: *const i8) {
     // SAFETY: the instruction reads nothing into the program and never faults, whatever the
     // address; the address is made without leaving an allocation by `add`.
     #[allow(unsafe_code, reason = "the intrinsic takes a raw pointer")]
     unsafe {
-        core::arch::x86_64::_mm_prefetch::<HINT>(address.cast());
+        core::arch::x86_64::_mm_prefetch::<HINT>(address);
     }
 }

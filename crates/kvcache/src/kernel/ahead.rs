@@ -8,9 +8,9 @@
 
 use std::ops::Range;
 
-use tensor_utils::prefetch;
+use tensor_utils::prefetch_address;
 
-use crate::store::{Form, Side, Slab};
+use crate::store::Form;
 
 /// Bytes of a line of the caches.
 const LINE: usize = 64;
@@ -31,8 +31,7 @@ pub(crate) struct Ahead {
 /// Neighbouring lines.
 #[derive(Debug, Clone, Copy)]
 struct Run {
-    side: Side,
-    /// First byte in the slab.
+    /// Address of the first byte.
     start: usize,
     lines: usize,
 }
@@ -44,30 +43,24 @@ impl Ahead {
         (self.lines, self.given, self.work) = (0, 0, work);
     }
 
-    /// Adds what attention reads of rows `row..row + len` of a record.
-    pub(crate) fn add(&mut self, form: Form, record: usize, row: usize, len: usize) {
+    /// Adds what attention reads of rows `row..row + len` of the record at an address.
+    pub(crate) fn add(&mut self, (form, record): (Form, usize), row: usize, len: usize) {
         form.runs(row, len, |run| {
             let lines = (run.len() * form.element_bytes()).div_ceil(LINE);
-            let start = (record + run.start) * form.element_bytes();
-            self.runs.push(Run { side: form.side, start, lines });
+            let start = record + run.start * form.element_bytes();
+            self.runs.push(Run { start, lines });
             self.lines += lines;
         });
     }
 
-    /// The lines to fetch during a product that does `work`; of the slabs of keys and values.
-    pub(crate) fn share<'a>(
-        &'a mut self,
-        work: usize,
-        keys: &'a Slab,
-        values: &'a Slab,
-    ) -> Lines<'a> {
+    /// The lines to fetch during a product that does `work`.
+    pub(crate) fn share(&mut self, work: usize) -> Lines<'_> {
         let left = self.lines - self.given;
         let share = if work < self.work { left * work / self.work } else { left };
         self.work = self.work.saturating_sub(work);
         let from = self.given;
         self.given += share;
-        let slabs = [keys.as_bytes(), values.as_bytes()];
-        Lines { slabs, runs: &self.runs, from, to: self.given }
+        Lines { runs: &self.runs, from, to: self.given }
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -78,7 +71,6 @@ impl Ahead {
 /// Lines to be fetched during a product.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lines<'a> {
-    slabs: [&'a [u8]; 2],
     runs: &'a [Run],
     /// Which of all lines of the runs.
     from: usize,
@@ -98,9 +90,8 @@ impl<'a> Lines<'a> {
     #[inline(always)]
     pub(crate) fn over(self, steps: usize) -> Steps<'a> {
         let share = self.len().div_ceil(steps.max(1));
-        let Self { slabs, runs, .. } = self;
         let left = self.len();
-        let mut steps = Steps { slabs, slab: slabs[0], runs, left, at: 0, end: 0, share };
+        let mut steps = Steps { runs: self.runs, left, at: 0, end: 0, share };
         let mut skip = self.from;
         while let [run, rest @ ..] = steps.runs
             && skip >= run.lines
@@ -115,9 +106,6 @@ impl<'a> Lines<'a> {
 /// The lines of each step.
 #[derive(Debug)]
 pub(crate) struct Steps<'a> {
-    slabs: [&'a [u8]; 2],
-    /// That of the present run.
-    slab: &'a [u8],
     /// Runs after the present one.
     runs: &'a [Run],
     /// Lines after the present run.
@@ -139,7 +127,7 @@ impl Steps<'_> {
             let until = self.end.min(self.at + share * LINE);
             share -= (until - self.at) / LINE;
             while self.at < until {
-                prefetch(self.slab, self.at);
+                prefetch_address(self.at);
                 self.at += LINE;
             }
             if share == 0 || !self.next_run(0) {
@@ -156,7 +144,6 @@ impl Steps<'_> {
             return false;
         }
         let lines = self.left.min(run.lines - skip);
-        self.slab = self.slabs[usize::from(run.side == Side::Values)];
         self.at = run.start + skip * LINE;
         self.end = self.at + lines * LINE;
         self.left -= lines;

@@ -141,9 +141,7 @@ mod tests {
     use tensor_utils::{Isa, Kernel, dispatch};
 
     use super::*;
-    use crate::Storage;
     use crate::kernel::ahead::Ahead;
-    use crate::store::{Form, Side, Slab};
 
     /// Products of `rows` rows with codes of `lanes` lanes, by one instruction set.
     struct Products<'a> {
@@ -160,15 +158,13 @@ mod tests {
 
         fn run<S: Simd>(self, simd: S) -> Vec<f32> {
             let Self { words, x, fields, rows, len, lanes: stride } = self;
-            let form = Form::new(Side::Keys, Storage::F32, 1, 1, 1);
-            let slab = Slab::new(form, 1).unwrap();
             let mut ahead = Ahead::default();
             let mut factors = Factors::default();
             let (scales, minima) = (vec![0x3f80; len], vec![0; len]);
             factors.load(simd, [&scales, &minima], 0, len);
             factors.make(simd, x, len, rows, len, fields);
             let vectors = stride.div_ceil(lanes::<S>());
-            let x = Panel { words, stride, vectors, ahead: ahead.share(0, &slab, &slab) };
+            let x = Panel { words, stride, vectors, ahead: ahead.share(0) };
             let codes =
                 Codes { x, fields, first: 0, blocks: len / (2 * fields), factors: &factors };
             let stride = stride + 64;

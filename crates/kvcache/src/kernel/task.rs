@@ -8,14 +8,15 @@ use std::ops::Range;
 
 use tensor_utils::simd::{Simd, SimdBase};
 
-use super::ahead::{AHEAD, Ahead, Lines};
+use super::ahead::{AHEAD, Ahead};
 use super::factors::{Factors, PADDING};
 use super::softmax::{cap_scores, rescale, weigh};
 use super::tile::lanes;
 use crate::cache::Cache;
 use crate::options::NO_PAGE;
 use crate::plan::{Entry, Task, Unit};
-use crate::store::Slab;
+use crate::sequence::Sequence;
+use crate::store::Form;
 use crate::{Storage, Window};
 
 /// Keys between two corrections of the running maximum; blocks begin at its multiples.
@@ -304,35 +305,36 @@ impl<'c, S: Simd> State<'_, 'c, S> {
         let head = self.task.head;
         let keys: usize = fragments.iter().map(|fragment| fragment.len).sum();
         ahead.restart(self.rows * keys * (cache.keys.columns + cache.values.columns));
-        for fragment in fragments.iter().filter(|fragment| fragment.key >= AHEAD) {
-            let record = Slab::start(cache.keys, fragment.page, head);
-            ahead.add(cache.keys, record, fragment.row, fragment.len);
+        let unit = &units[self.task.units.start];
+        let sequence = &cache.slots[entries[unit.entry].slot].sequence;
+        let record = |form: Form, index, head, sequence: &Sequence, position| {
+            let raw = sequence.raw_page(index).filter(|_| !cache.is_coded(index, position));
+            cache.record_address(self.cx.layer, form, sequence.pages[index], raw, head)
+        };
+        for &Fragment { index, row, len, .. } in fragments.iter().filter(|part| part.key >= AHEAD) {
+            let record = record(cache.keys, index, head, sequence, unit.position);
+            ahead.add(record, row, len);
         }
-        for fragment in fragments.iter() {
-            let record = Slab::start(cache.values, fragment.page, head);
-            ahead.add(cache.values, record, fragment.row, fragment.len);
+        for &Fragment { index, row, len, .. } in fragments.iter() {
+            let record = record(cache.values, index, head, sequence, unit.position);
+            ahead.add(record, row, len);
         }
         let (task, first) = match (next, self.next) {
             (Some(block), _) => (self.task, block),
             (None, Some(task)) => (task, task.chunk * CHUNK),
             (None, None) => return,
         };
-        let entry = &entries[units[task.units.start].entry];
-        let pages = &cache.slots[entry.slot].sequence.pages;
+        let unit = &units[task.units.start];
+        let entry = &entries[unit.entry];
+        let sequence = &cache.slots[entry.slot].sequence;
         let end = (first + BLOCK).min(entry.len);
         for (index, row, key, len) in parts(first..end, cache.config.page_size) {
-            if key < first + AHEAD && pages[index] != NO_PAGE {
-                let record = Slab::start(cache.keys, pages[index], task.head);
-                ahead.add(cache.keys, record, row, len);
+            if key < first + AHEAD && sequence.pages[index] != NO_PAGE {
+                let record = record(cache.keys, index, task.head, sequence, unit.position);
+                ahead.add(record, row, len);
             }
         }
     }
-}
-
-/// The lines to fetch during a product that does `work`.
-fn ahead<'a>(cx: &Context<'a>, ahead: &'a mut Ahead, work: usize) -> Lines<'a> {
-    let layer = &cx.cache.layers[cx.layer];
-    ahead.share(work, &layer.keys, &layer.values)
 }
 
 /// Cuts rows of a sequence at the ends of its pages: (page, row in the page, row, how many).

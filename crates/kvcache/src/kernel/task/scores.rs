@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use tensor_utils::simd::Simd;
 
-use super::{Fragment, State, ahead};
+use super::{Fragment, State};
 use crate::Storage;
 use crate::kernel::codes::{Codes, code_product};
 use crate::kernel::floats::{Bf16, F16, F32, Numbers, product};
@@ -76,7 +76,7 @@ impl<S: Simd> State<'_, '_, S> {
             words: &record[fragment.row * N::WIDTH..],
             stride: form.rows,
             vectors: fragment.len.div_ceil(lanes::<S>()),
-            ahead: ahead(self.cx, &mut self.scratch.ahead, work),
+            ahead: self.scratch.ahead.share(work),
         };
         let queries = &self.queries[rows.start * self.depth..];
         let numbers = &mut scores[rows.start * stride + fragment.key..];
@@ -106,7 +106,7 @@ impl<S: Simd> State<'_, '_, S> {
             words: &numbers[form.head() + 2 * fragment.row..],
             stride: form.rows,
             vectors: fragment.len.div_ceil(lanes::<S>()),
-            ahead: ahead(self.cx, &mut self.scratch.ahead, work),
+            ahead: self.scratch.ahead.share(work),
         };
         let fields = form.fields;
         let blocks = form.columns.div_ceil(2 * fields);

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use tensor_utils::simd::Simd;
 
-use super::{Fragment, SCORES, Scratch, State, ahead, grow};
+use super::{Fragment, SCORES, Scratch, State, grow};
 use crate::Storage;
 use crate::kernel::codes::{Codes, code_product};
 use crate::kernel::factors::PADDING;
@@ -45,7 +45,7 @@ impl<S: Simd> State<'_, '_, S> {
         let form = self.cx.cache.values;
         let rows = units.start * self.cx.group..units.end * self.cx.group;
         let work = rows.len() * fragment.len * form.columns;
-        let ahead = ahead(self.cx, &mut self.scratch.ahead, work);
+        let ahead = self.scratch.ahead.share(work);
         let vectors = form.columns.div_ceil(lanes::<S>());
         let x = Panel { words: &words[record..], stride: form.columns, vectors, ahead };
         let weights = &self.scratch.scores[rows.start * SCORES + fragment.key..];
@@ -90,7 +90,7 @@ impl<S: Simd> State<'_, '_, S> {
             words: &words[record + form.head()..],
             stride: form.columns,
             vectors: form.columns.div_ceil(lanes::<S>()),
-            ahead: ahead(self.cx, &mut self.scratch.ahead, work),
+            ahead: self.scratch.ahead.share(work),
         };
         let codes = Codes { x, fields, first, blocks, factors: &self.scratch.factors };
         let numbers = &mut self.o[rows.start * self.e..];
