@@ -68,7 +68,7 @@ struct Tile<'a> {
 /// Rows and columns of the tile that fills the registers of `isa`.
 fn tile_shape(isa: Isa) -> (usize, usize) {
     match isa {
-        Isa::Avx512 => (12, 32),
+        Isa::Avx512 | Isa::Avx512Bf16 => (12, 32),
         Isa::Avx2 => (6, 16),
         _ => (6, 8),
     }

@@ -16,6 +16,75 @@ use fearless_simd::{Simd, SimdBase, SimdFloat, SimdFrom};
 use crate::Float;
 
 pub mod pack;
+pub mod pairs;
+
+/// How a tile multiplies what its operands hold: numbers of a compute type, for which every
+/// instruction set does it, or [`Pair`](pairs::Pair)s.
+pub trait Multiply<X: Copy>: Copy {
+    /// The instruction set, see [`Multiply::simd`].
+    type Simd: Simd;
+    /// What the sums are.
+    type Sum: Float;
+    /// As many `X` as a vector has sums.
+    type Vector: Copy;
+
+    /// Runs `f` with the instructions of the product; as [`Simd::vectorize`].
+    fn inside<R>(self, f: impl FnOnce() -> R) -> R;
+
+    /// The same `X` in every lane.
+    fn splat(self, x: X) -> Self::Vector;
+
+    /// The first lanes of a slice.
+    fn load(self, from: &[X]) -> Self::Vector;
+
+    /// `sum + a * b`, lane by lane.
+    fn mul_add(
+        self,
+        a: Self::Vector,
+        b: Self::Vector,
+        sum: <Self::Sum as Float>::Vector<Self::Simd>,
+    ) -> <Self::Sum as Float>::Vector<Self::Simd>;
+
+    /// The instruction set.
+    fn simd(self) -> Self::Simd;
+
+    /// Sums of nothing.
+    #[inline(always)]
+    fn zero(self) -> <Self::Sum as Float>::Vector<Self::Simd> {
+        <Self::Sum as Float>::Vector::<Self::Simd>::simd_from(self.simd(), Self::Sum::ZERO)
+    }
+}
+
+impl<S: Simd, A: Float> Multiply<A> for S {
+    type Simd = S;
+    type Sum = A;
+    type Vector = A::Vector<S>;
+
+    #[inline(always)]
+    fn inside<R>(self, f: impl FnOnce() -> R) -> R {
+        self.vectorize(f)
+    }
+
+    #[inline(always)]
+    fn splat(self, x: A) -> A::Vector<S> {
+        A::Vector::<S>::simd_from(self, x)
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[A]) -> A::Vector<S> {
+        A::Vector::from_slice(self, &from[..lanes::<S, A>()])
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: A::Vector<S>, b: A::Vector<S>, sum: A::Vector<S>) -> A::Vector<S> {
+        a.mul_add(b, sum)
+    }
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self
+    }
+}
 
 /// Steps that [`product_rows`] takes at once, so that bounds are checked once for all of them.
 /// Divides every [`panel_width`].
@@ -67,25 +136,27 @@ pub fn tiles<S: Simd, A: Float>(rows: usize) -> impl Iterator<Item = (usize, usi
 /// `a[i, k]` is at `i * a_stride + k`, the vectors of `b[k]` at `k * VECTORS * lanes`: a panel.
 /// `depth` and `a_stride` are multiples of [`UNROLL`].
 #[inline(always)]
-pub fn product_rows<S: Simd, A: Float, const ROWS: usize, const VECTORS: usize>(
-    simd: S,
+pub fn product_rows<M: Multiply<X>, X: Copy, const ROWS: usize, const VECTORS: usize>(
+    multiply: M,
     depth: usize,
-    a: &[A],
+    a: &[X],
     a_stride: usize,
-    panel: &[A],
-) -> Sums<S, A, ROWS, VECTORS> {
+    panel: &[X],
+) -> Sums<M::Simd, M::Sum, ROWS, VECTORS> {
     debug_assert!(depth.is_multiple_of(UNROLL) && a_stride.is_multiple_of(UNROLL));
     let (a, _) = a.as_chunks::<UNROLL>();
-    let mut sums = [[A::Vector::<S>::simd_from(simd, A::ZERO); VECTORS]; ROWS];
-    let width = VECTORS * lanes::<S, A>();
+    let mut sums = [[multiply.zero(); VECTORS]; ROWS];
+    let lanes = lanes::<M::Simd, M::Sum>();
+    let width = VECTORS * lanes;
     for (chunk, b) in panel[..depth * width].chunks_exact(UNROLL * width).enumerate() {
-        let rows: [&[A; UNROLL]; ROWS] = array::from_fn(|i| &a[i * a_stride / UNROLL + chunk]);
+        let rows: [&[X; UNROLL]; ROWS] = array::from_fn(|i| &a[i * a_stride / UNROLL + chunk]);
         for u in 0..UNROLL {
-            let b = load::<S, A, VECTORS>(simd, &b[u * width..]);
+            let b = &b[u * width..][..width];
+            let b: [M::Vector; VECTORS] = array::from_fn(|c| multiply.load(&b[c * lanes..]));
             for i in 0..ROWS {
-                let a = A::Vector::<S>::simd_from(simd, rows[i][u]);
+                let a = multiply.splat(rows[i][u]);
                 for c in 0..VECTORS {
-                    sums[i][c] = a.mul_add(b[c], sums[i][c]);
+                    sums[i][c] = multiply.mul_add(a, b[c], sums[i][c]);
                 }
             }
         }
@@ -97,22 +168,24 @@ pub fn product_rows<S: Simd, A: Float, const ROWS: usize, const VECTORS: usize>(
 ///
 /// `a[k, i]` is at `k * a_stride + i`, the vectors of `b[k]` at `k * b_stride`.
 #[inline(always)]
-pub fn product_columns<S: Simd, A: Float, const ROWS: usize, const VECTORS: usize>(
-    simd: S,
+pub fn product_columns<M: Multiply<X>, X: Copy, const ROWS: usize, const VECTORS: usize>(
+    multiply: M,
     depth: usize,
-    a: &[A],
+    a: &[X],
     a_stride: usize,
-    b: &[A],
+    b: &[X],
     b_stride: usize,
-) -> Sums<S, A, ROWS, VECTORS> {
-    let mut sums = [[A::Vector::<S>::simd_from(simd, A::ZERO); VECTORS]; ROWS];
+) -> Sums<M::Simd, M::Sum, ROWS, VECTORS> {
+    let mut sums = [[multiply.zero(); VECTORS]; ROWS];
+    let lanes = lanes::<M::Simd, M::Sum>();
     for k in 0..depth {
         let column = &a[k * a_stride..][..ROWS];
-        let b = load::<S, A, VECTORS>(simd, &b[k * b_stride..]);
+        let b = &b[k * b_stride..][..VECTORS * lanes];
+        let b: [M::Vector; VECTORS] = array::from_fn(|c| multiply.load(&b[c * lanes..]));
         for i in 0..ROWS {
-            let a = A::Vector::<S>::simd_from(simd, column[i]);
+            let a = multiply.splat(column[i]);
             for c in 0..VECTORS {
-                sums[i][c] = a.mul_add(b[c], sums[i][c]);
+                sums[i][c] = multiply.mul_add(a, b[c], sums[i][c]);
             }
         }
     }

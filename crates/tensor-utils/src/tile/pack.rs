@@ -150,10 +150,18 @@ pub fn pack_transposed<S: Simd, T: Element>(
                     }
                     let from = &from[column..];
                     match lanes {
-                        16 => transpose::<S, T::Acc, 16>(simd, from, padded, to, width),
-                        8 => transpose::<S, T::Acc, 8>(simd, from, padded, to, width),
-                        4 => transpose::<S, T::Acc, 4>(simd, from, padded, to, width),
-                        _ => transpose::<S, T::Acc, 2>(simd, from, padded, to, width),
+                        16 => transpose::<S, <T::Acc as Float>::Vector<S>, 16>(
+                            simd, from, padded, to, width,
+                        ),
+                        8 => transpose::<S, <T::Acc as Float>::Vector<S>, 8>(
+                            simd, from, padded, to, width,
+                        ),
+                        4 => transpose::<S, <T::Acc as Float>::Vector<S>, 4>(
+                            simd, from, padded, to, width,
+                        ),
+                        _ => transpose::<S, <T::Acc as Float>::Vector<S>, 2>(
+                            simd, from, padded, to, width,
+                        ),
                     }
                 }
             }
@@ -171,15 +179,14 @@ fn whole_rows<'a, T: Element>(rows: &'a ArrayView2<'_, T>, padded: usize) -> Opt
 /// Transposes the `L` x `L` square at the start of `rows` to the start of `out`, as many rows as
 /// `out` has. Each of the log2 L steps rotates the bits of (row, lane) by one.
 #[inline(always)]
-fn transpose<S: Simd, A: Float, const L: usize>(
+pub(super) fn transpose<S: Simd, V: SimdBase<S>, const L: usize>(
     simd: S,
-    rows: &[A],
+    rows: &[V::Element],
     stride: usize,
-    out: &mut [A],
+    out: &mut [V::Element],
     out_stride: usize,
 ) {
-    let mut square: [A::Vector<S>; L] =
-        array::from_fn(|i| A::Vector::from_slice(simd, &rows[i * stride..][..L]));
+    let mut square: [V; L] = array::from_fn(|i| V::from_slice(simd, &rows[i * stride..][..L]));
     let mut step = 1;
     while step < L {
         square = array::from_fn(|i| {

@@ -87,7 +87,9 @@ impl Path {
             #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
             Isa::Avx2 => level.as_avx2().map(Self::Avx2),
             #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-            Isa::Avx512 => level.as_avx512().map(Self::Avx512),
+            Isa::Avx512 | Isa::Avx512Bf16 if isa.is_available() => {
+                level.as_avx512().map(Self::Avx512)
+            }
             _ => None,
         }
         .ok_or(IsaError::Unavailable(isa))
