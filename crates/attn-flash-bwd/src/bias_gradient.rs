@@ -7,16 +7,16 @@
 use std::ops::Range;
 
 use ndarray::{ArrayViewMut4, ArrayViewMutD, Axis, Ix4};
-use tensor_utils::simd::Simd;
 use tensor_utils::{Element, Float};
 
+use crate::arithmetic::Products;
 use crate::block::{Band, Target, bands};
 use crate::run::Pass;
 use crate::workspace::{BAND, Scratch};
 
 /// The pass that the gradient belongs to, and delta of all rows.
-pub(crate) struct BiasGradient<'a, 'p, 'c, 's, 'i, S, T: Element> {
-    pass: &'a Pass<'p, 'c, 's, 'i, S, T>,
+pub(crate) struct BiasGradient<'a, 'p, 'c, 's, 'i, P, T: Element> {
+    pass: &'a Pass<'p, 'c, 's, 'i, P, T>,
     delta: &'a [T::Acc],
     /// Along which axes the bias is repeated.
     broadcast: [bool; 4],
@@ -26,10 +26,10 @@ pub(crate) struct BiasGradient<'a, 'p, 'c, 's, 'i, S, T: Element> {
 #[derive(Debug, Clone, Copy)]
 struct Origin([usize; 4]);
 
-impl<S: Simd, T: Element> BiasGradient<'_, '_, '_, '_, '_, S, T> {
+impl<P: Products<T>, T: Element> BiasGradient<'_, '_, '_, '_, '_, P, T> {
     /// Overwrites `dbias`, in the shape of the bias.
     pub(crate) fn run(
-        pass: &Pass<'_, '_, '_, '_, S, T>,
+        pass: &Pass<'_, '_, '_, '_, P, T>,
         delta: &[T::Acc],
         mut dbias: ArrayViewMutD<'_, T>,
     ) {

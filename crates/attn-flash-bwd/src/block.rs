@@ -6,20 +6,16 @@ use attn_flash::internals::{Call, Sequence};
 use attn_flash::{Coverage, Tile};
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2};
 use tensor_utils::simd::Simd;
-use tensor_utils::tile::pack::{
-    copy_rows, pack_columns, pack_transposed, panel_depth, panel_index,
-};
-use tensor_utils::tile::{lanes, panel_width, row_stride, tiles};
+use tensor_utils::tile::{panel_width, row_stride, tiles};
 use tensor_utils::{Element, Float};
 
-use crate::products::{
-    Panels, add_columns, add_rows, add_visible, dot_rows, softcap_gradient, softmax_gradient,
-};
+use crate::arithmetic::Products;
+use crate::products::{softcap_gradient, softmax_gradient};
 use crate::workspace::{BAND, Scratch};
 
 /// One query head, seen through the options.
-pub(crate) struct Head<'a, 'c, S, T: Element> {
-    pub(crate) simd: S,
+pub(crate) struct Head<'a, 'c, P, T: Element> {
+    pub(crate) products: P,
     pub(crate) call: &'a Call<'c, T>,
     pub(crate) sequence: Sequence,
     /// Index of the query head.
@@ -42,6 +38,17 @@ pub(crate) struct Head<'a, 'c, S, T: Element> {
     pub(crate) target: Target,
 }
 
+/// Sizes of what is in the scratch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layout {
+    /// Columns of queries and keys.
+    pub(crate) d: usize,
+    /// Columns of values.
+    pub(crate) e: usize,
+    /// Stride of the rows of `P` and `dS`, and the keys that a panel has room for.
+    pub(crate) key_block: usize,
+}
+
 /// What `dS` is the gradient of: a score is `softcap(dot product) + bias`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -59,22 +66,22 @@ pub(crate) struct Band {
     /// Columns of the block that some row sees, as whole panels.
     pub(crate) columns: Range<usize>,
     /// Whether keys, queries and `do` are finite, so that masked pairs may be multiplied by 0.
-    finite: bool,
+    pub(crate) finite: bool,
 }
 
-impl<S: Simd, T: Element> Head<'_, '_, S, T> {
+impl<P: Products<T>, T: Element> Head<'_, '_, P, T> {
     /// Stride of rows of queries and keys in the scratch.
     pub(crate) fn d(&self) -> usize {
-        row_stride::<S, T::Acc>(self.call.sizes.d)
+        row_stride::<P::Simd, T::Acc>(self.call.sizes.d)
     }
 
     /// Stride of rows of values in the scratch.
     pub(crate) fn e(&self) -> usize {
-        row_stride::<S, T::Acc>(self.call.sizes.e)
+        row_stride::<P::Simd, T::Acc>(self.call.sizes.e)
     }
 
     /// The key blocks, as ranges of keys.
-    pub(crate) fn key_blocks(&self) -> impl Iterator<Item = Range<usize>> + use<S, T> {
+    pub(crate) fn key_blocks(&self) -> impl Iterator<Item = Range<usize>> + use<P, T> {
         let (keys, size) = (self.sequence.keys, self.key_block);
         (0..keys).step_by(size).map(move |start| start..keys.min(start + size))
     }
@@ -92,14 +99,17 @@ impl<S: Simd, T: Element> Head<'_, '_, S, T> {
         if start < end { start..end } else { keys.start..keys.start }
     }
 
+    /// Strides and sizes of the blocks in the scratch.
+    pub(crate) fn layout(&self) -> Layout {
+        let (d, e) = (self.call.sizes.d, self.call.sizes.e);
+        Layout { d, e, key_block: self.key_block }
+    }
+
     /// Packs a block of keys and values; returns whether the keys are finite.
     pub(crate) fn pack_keys(&self, keys: &Range<usize>, scratch: &mut Scratch<T::Acc>) -> bool {
         let k = self.k.slice_axis(ndarray::Axis(0), keys.clone().into());
         let v = self.v.slice_axis(ndarray::Axis(0), keys.clone().into());
-        pack_transposed(self.simd, k, &mut scratch.keys_transposed, &mut scratch.rows);
-        pack_transposed(self.simd, v, &mut scratch.values_transposed, &mut scratch.rows);
-        let (scale, capacity) = (self.call.scale, self.key_block);
-        pack_columns(self.simd, k, scale, &mut scratch.keys, capacity, &mut scratch.rows)
+        self.products.pack_keys(k, v, self.call.scale, self.layout(), scratch)
     }
 
     /// Computes `P` and `dS` of a band against a packed block of keys, `delta` being that of the
@@ -116,18 +126,16 @@ impl<S: Simd, T: Element> Head<'_, '_, S, T> {
         if visible.is_empty() || self.coverage(rows.clone(), &visible) == Coverage::Skip {
             return None;
         }
-        let width = panel_width::<S, T::Acc>();
+        let width = panel_width::<P::Simd, T::Acc>();
         let columns = (visible.start - keys.start) / width * width
             ..(visible.end - keys.start).next_multiple_of(width);
         let axis = ndarray::Axis(0);
         let q = self.q.slice_axis(axis, rows.clone().into());
         let d_o = self.d_o.slice_axis(axis, rows.clone().into());
-        let q_finite = copy_rows(self.simd, q, self.call.scale, &mut scratch.queries, self.d());
-        let one = T::Acc::ONE;
-        let d_o_finite = copy_rows(self.simd, d_o, one, &mut scratch.d_o, self.e());
-        let band =
-            Band { rows: rows.clone(), columns, finite: keys_finite && q_finite && d_o_finite };
-        for (first, height) in tiles::<S, T::Acc>(rows.len()) {
+        let (scale, layout) = (self.call.scale, self.layout());
+        let queries_finite = self.products.pack_queries(q, d_o, scale, layout, scratch);
+        let band = Band { rows: rows.clone(), columns, finite: keys_finite && queries_finite };
+        for (first, height) in tiles::<P::Simd, T::Acc>(rows.len()) {
             match height {
                 12 => self.tile::<12>(&band, first, keys, delta, scratch),
                 6 => self.tile::<6>(&band, first, keys, delta, scratch),
@@ -153,45 +161,30 @@ impl<S: Simd, T: Element> Head<'_, '_, S, T> {
         delta: Option<&[T::Acc]>,
         scratch: &mut Scratch<T::Acc>,
     ) {
-        let (simd, call, stride) = (self.simd, self.call, self.key_block);
-        let (d, e) = (self.d(), self.e());
+        let (simd, call, stride) = (self.products.simd(), self.call, self.key_block);
         let rows = band.rows.start + first..band.rows.start + first + ROWS;
-        let scores = &mut scratch.scores[first * stride..][..ROWS * stride];
-        let dp = &mut scratch.dp[first * stride..][..ROWS * stride];
         let visible = self.visible(rows.clone(), keys);
         let coverage =
             if visible.is_empty() { Coverage::Skip } else { self.coverage(rows.clone(), &visible) };
         if coverage == Coverage::Skip {
             for i in 0..ROWS {
-                let columns = i * stride + band.columns.start..i * stride + band.columns.end;
-                scores[columns.clone()].fill(T::Acc::ZERO);
-                dp[columns.clone()].fill(T::Acc::ZERO);
-                scratch.visible[first * stride..][columns].fill(false);
+                let row = (first + i) * stride;
+                let columns = row + band.columns.start..row + band.columns.end;
+                scratch.scores[columns.clone()].fill(T::Acc::ZERO);
+                scratch.dp[columns.clone()].fill(T::Acc::ZERO);
+                scratch.visible[columns].fill(false);
             }
-            return;
+            return self.round::<ROWS>(band, first, scratch);
         }
         // Only the panels that the tile sees are computed; the rest of the band is 0.
-        let width = panel_width::<S, T::Acc>();
+        let width = panel_width::<P::Simd, T::Acc>();
         let columns = (visible.start - keys.start) / width * width
             ..(visible.end - keys.start).next_multiple_of(width);
-        let queries = &scratch.queries[first * d..];
-        let panels = &scratch.keys_transposed;
-        let depth = panel_depth(call.sizes.d);
-        dot_rows::<S, T::Acc, ROWS>(
-            simd,
-            depth,
-            queries,
-            d,
-            panels,
-            columns.clone(),
-            scores,
-            stride,
-        );
-        let d_o = &scratch.d_o[first * e..];
-        let panels = &scratch.values_transposed;
-        let depth = panel_depth(call.sizes.e);
-        dot_rows::<S, T::Acc, ROWS>(simd, depth, d_o, e, panels, columns.clone(), dp, stride);
+        let (scale, layout) = (call.scale, self.layout());
+        self.products.dot::<ROWS>(first, columns.clone(), scale, layout, scratch);
 
+        let scores = &mut scratch.scores[first * stride..][..ROWS * stride];
+        let dp = &mut scratch.dp[first * stride..][..ROWS * stride];
         for (i, query) in rows.enumerate() {
             let scores = &mut scores[i * stride..][..stride];
             let dp = &mut dp[i * stride..][..stride];
@@ -237,6 +230,15 @@ impl<S: Simd, T: Element> Head<'_, '_, S, T> {
                 dp[rest].fill(T::Acc::ZERO);
             }
         }
+        self.round::<ROWS>(band, first, scratch);
+    }
+
+    /// `P` and `dS` of a tile as operands of the products with them.
+    fn round<const ROWS: usize>(&self, band: &Band, first: usize, scratch: &mut Scratch<T::Acc>) {
+        if self.target == Target::DotProduct {
+            let (scale, layout) = (self.call.scale, self.layout());
+            self.products.round(first..first + ROWS, band, scale, layout, scratch);
+        }
     }
 
     /// Adds `dS K` to the band's rows of `dq` (eq. 8), `[rows of the band, D]`.
@@ -246,60 +248,22 @@ impl<S: Simd, T: Element> Head<'_, '_, S, T> {
         scratch: &mut Scratch<T::Acc>,
         mut dq: ArrayViewMut2<'_, T::Acc>,
     ) {
-        let (d, stride) = (self.d(), self.key_block);
-        load_rows(dq.view(), &mut scratch.dq, d);
-        let columns = band.columns.clone();
-        let keys = Panels {
-            panels: &scratch.keys,
-            columns: self.call.sizes.d.next_multiple_of(lanes::<S, T::Acc>()),
-            capacity: stride,
-        };
-        for (first, height) in tiles::<S, T::Acc>(band.rows.len()) {
-            let out = &mut scratch.dq[first * d..];
-            if band.finite {
-                let (simd, rows) = (self.simd, columns.clone());
-                let ds = &scratch.dp[first * stride..];
-                match height {
-                    12 => add_rows::<S, T::Acc, 12>(simd, rows, ds, stride, keys, out, d),
-                    6 => add_rows::<S, T::Acc, 6>(simd, rows, ds, stride, keys, out, d),
-                    4 => add_rows::<S, T::Acc, 4>(simd, rows, ds, stride, keys, out, d),
-                    2 => add_rows::<S, T::Acc, 2>(simd, rows, ds, stride, keys, out, d),
-                    _ => add_rows::<S, T::Acc, 1>(simd, rows, ds, stride, keys, out, d),
-                }
-                continue;
-            }
-            let width = panel_width::<S, T::Acc>();
-            let index = |j, column| panel_index(column, j, keys.columns, keys.capacity, width);
-            for i in first..first + height {
-                let pair = |j: usize| i * stride + j;
-                let terms =
-                    columns.clone().map(|j| (scratch.visible[pair(j)], scratch.dp[pair(j)], j));
-                let out = &mut scratch.dq[i * d..][..keys.columns];
-                add_visible(self.simd, terms, keys.panels, index, out);
-            }
+        let (d, layout) = (self.d(), self.layout());
+        if dq.ncols() == d
+            && let Some(rows) = dq.as_slice_mut()
+        {
+            return self.products.add_dq(band, layout, scratch, rows);
         }
-        store_rows(&scratch.dq, d, dq.view_mut());
+        let mut rows = std::mem::take(&mut scratch.dq);
+        load_rows(dq.view(), &mut rows, d);
+        self.products.add_dq(band, layout, scratch, &mut rows);
+        store_rows(&rows, d, dq);
+        scratch.dq = rows;
     }
 
     /// Adds `dS^T Q` and `P^T dO` to the block's rows in the scratch (eqs. 9 and 4).
     pub(crate) fn add_dk_dv(&self, band: &Band, scratch: &mut Scratch<T::Acc>) {
-        let (simd, d, e, stride) = (self.simd, self.d(), self.e(), self.key_block);
-        let rows = band.rows.len();
-        if band.finite {
-            let columns = band.columns.clone();
-            let Scratch { scores, dp, queries, d_o, dk, dv, .. } = scratch;
-            add_columns(simd, rows, scores, stride, columns.clone(), d_o, dv, e);
-            add_columns(simd, rows, dp, stride, columns, queries, dk, d);
-            return;
-        }
-        for j in band.columns.clone() {
-            let Scratch { scores, dp, queries, d_o, dk, dv, visible, .. } = scratch;
-            let pair = |i: usize| i * stride + j;
-            let terms = (0..rows).map(|i| (visible[pair(i)], scores[pair(i)], i));
-            add_visible(simd, terms, d_o, |i, column| i * e + column, &mut dv[j * e..][..e]);
-            let terms = (0..rows).map(|i| (visible[pair(i)], dp[pair(i)], i));
-            add_visible(simd, terms, queries, |i, column| i * d + column, &mut dk[j * d..][..d]);
-        }
+        self.products.add_dk_dv(band, self.layout(), scratch);
     }
 }
 

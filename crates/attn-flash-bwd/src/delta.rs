@@ -4,9 +4,9 @@
 use attn_flash::internals::Sizes;
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut1};
 use rayon::prelude::*;
-use tensor_utils::simd::Simd;
 use tensor_utils::{Element, Float};
 
+use crate::arithmetic::Products;
 use crate::block::{Head, bands};
 use crate::run::Saved;
 use crate::workspace::Slots;
@@ -32,8 +32,8 @@ pub(crate) fn saved_output_delta<T: Element>(
 }
 
 /// The sum itself, block by block of keys: `P` and `dP` are computed for it and thrown away.
-pub(crate) fn two_pass_delta<S: Simd, T: Element>(
-    head: &Head<'_, '_, S, T>,
+pub(crate) fn two_pass_delta<P: Products<T>, T: Element>(
+    head: &Head<'_, '_, P, T>,
     query_block: usize,
     slots: &Slots<T::Acc>,
     delta: &mut [T::Acc],

@@ -7,40 +7,47 @@ use std::ops::Range;
 use tensor_utils::Float;
 use tensor_utils::simd::{Select, Simd, SimdBase, SimdFloat, SimdFrom};
 use tensor_utils::tile::pack::panel_index;
-use tensor_utils::tile::{lanes, load, panel_width, product_columns, product_rows, store, tiles};
+use tensor_utils::tile::{
+    Multiply, Sums, lanes, load, panel_width, product_columns, product_rows, store, tiles,
+};
 
-/// `out[i, j] = a_i . b_j` for the columns of whole panels `columns` of `panels`, packed by
-/// `pack_transposed` with `depth` rows each. Rows of `a` are `a_stride` apart, of `out`
-/// `out_stride`.
-pub(crate) fn dot_rows<S: Simd, A: Float, const ROWS: usize>(
-    simd: S,
+/// A vector of sums.
+type Vector<M, X> = <<M as Multiply<X>>::Sum as Float>::Vector<<M as Multiply<X>>::Simd>;
+
+/// `out[i, j] = finish(a_i . b_j)` for the columns of whole panels `columns` of `panels`, packed
+/// transposed with `depth` rows each. Rows of `a` are `a_stride` apart, of `out` `out_stride`.
+pub(crate) fn dot_rows<const ROWS: usize, M: Multiply<X>, X: Copy>(
+    multiply: M,
     depth: usize,
-    a: &[A],
+    a: &[X],
     a_stride: usize,
-    panels: &[A],
+    panels: &[X],
     columns: Range<usize>,
-    out: &mut [A],
+    finish: impl Fn(Vector<M, X>) -> Vector<M, X>,
+    out: &mut [M::Sum],
     out_stride: usize,
 ) {
-    simd.vectorize(
+    multiply.inside(
         #[inline(always)]
         || {
-            let width = panel_width::<S, A>();
+            let width = panel_width::<M::Simd, M::Sum>();
             for column in columns.step_by(width) {
                 let panel = &panels[column * depth..][..depth * width];
-                let sums = product_rows::<S, A, ROWS, 2>(simd, depth, a, a_stride, panel);
+                let sums = product_rows::<M, X, ROWS, 2>(multiply, depth, a, a_stride, panel);
                 for i in 0..ROWS {
-                    store::<S, A, 2>(&sums[i], &mut out[i * out_stride + column..][..width]);
+                    let out = &mut out[i * out_stride + column..][..width];
+                    let sums = [finish(sums[i][0]), finish(sums[i][1])];
+                    store::<M::Simd, M::Sum, 2>(&sums, out);
                 }
             }
         },
     )
 }
 
-/// Rows packed by `pack_columns`.
+/// Rows packed by columns.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Panels<'a, A> {
-    pub(crate) panels: &'a [A],
+pub(crate) struct Panels<'a, X> {
+    pub(crate) panels: &'a [X],
     /// Columns of a row, rounded up to lanes.
     pub(crate) columns: usize,
     /// Rows that a panel has room for.
@@ -48,20 +55,20 @@ pub(crate) struct Panels<'a, A> {
 }
 
 /// `out_i += sum_j a[i, j] b_j` for the rows `rows` of `b`; `a[i, j]` is at `i * a_stride + j`.
-pub(crate) fn add_rows<S: Simd, A: Float, const ROWS: usize>(
-    simd: S,
+pub(crate) fn add_rows<M: Multiply<X>, X: Copy, const ROWS: usize>(
+    multiply: M,
     rows: Range<usize>,
-    a: &[A],
+    a: &[X],
     a_stride: usize,
-    b: Panels<'_, A>,
-    out: &mut [A],
+    b: Panels<'_, X>,
+    out: &mut [M::Sum],
     out_stride: usize,
 ) {
-    simd.vectorize(
+    multiply.inside(
         #[inline(always)]
         || {
             let (depth, a) = (rows.len(), &a[rows.start..]);
-            let width = panel_width::<S, A>();
+            let width = panel_width::<M::Simd, M::Sum>();
             let panel = |column: usize| {
                 let width =
                     panel_index(column, 1, b.columns, b.capacity, width) - column * b.capacity;
@@ -69,12 +76,14 @@ pub(crate) fn add_rows<S: Simd, A: Float, const ROWS: usize>(
             };
             let whole = b.columns / width * width;
             for column in (0..whole).step_by(width) {
-                let sums = product_rows::<S, A, ROWS, 2>(simd, depth, a, a_stride, panel(column));
-                add_to_rows(simd, &sums, &mut out[column..], out_stride);
+                let b = panel(column);
+                let sums = product_rows::<M, X, ROWS, 2>(multiply, depth, a, a_stride, b);
+                add_to_rows::<M, X, ROWS, 2>(multiply, &sums, &mut out[column..], out_stride);
             }
             if whole < b.columns {
-                let sums = product_rows::<S, A, ROWS, 1>(simd, depth, a, a_stride, panel(whole));
-                add_to_rows(simd, &sums, &mut out[whole..], out_stride);
+                let b = panel(whole);
+                let sums = product_rows::<M, X, ROWS, 1>(multiply, depth, a, a_stride, b);
+                add_to_rows::<M, X, ROWS, 1>(multiply, &sums, &mut out[whole..], out_stride);
             }
         },
     )
@@ -82,72 +91,74 @@ pub(crate) fn add_rows<S: Simd, A: Float, const ROWS: usize>(
 
 /// `out_j += sum_i a[i, j] b_i` for `depth` rows `b_i`, `stride` apart, as wide as `out_j`, and the
 /// columns `columns` of `a`.
-pub(crate) fn add_columns<S: Simd, A: Float>(
-    simd: S,
+pub(crate) fn add_columns<M: Multiply<X>, X: Copy>(
+    multiply: M,
     depth: usize,
-    a: &[A],
+    a: &[X],
     a_stride: usize,
     columns: Range<usize>,
-    b: &[A],
-    out: &mut [A],
+    b: &[X],
+    out: &mut [M::Sum],
     stride: usize,
 ) {
-    for (first, height) in tiles::<S, A>(columns.len()) {
+    for (first, height) in tiles::<M::Simd, M::Sum>(columns.len()) {
         let column = columns.start + first;
         let (a, out) = (&a[column..], &mut out[column * stride..]);
         match height {
-            12 => add_column_tile::<S, A, 12>(simd, depth, a, a_stride, b, out, stride),
-            6 => add_column_tile::<S, A, 6>(simd, depth, a, a_stride, b, out, stride),
-            4 => add_column_tile::<S, A, 4>(simd, depth, a, a_stride, b, out, stride),
-            2 => add_column_tile::<S, A, 2>(simd, depth, a, a_stride, b, out, stride),
-            _ => add_column_tile::<S, A, 1>(simd, depth, a, a_stride, b, out, stride),
+            12 => add_column_tile::<M, X, 12>(multiply, depth, a, a_stride, b, out, stride),
+            6 => add_column_tile::<M, X, 6>(multiply, depth, a, a_stride, b, out, stride),
+            4 => add_column_tile::<M, X, 4>(multiply, depth, a, a_stride, b, out, stride),
+            2 => add_column_tile::<M, X, 2>(multiply, depth, a, a_stride, b, out, stride),
+            _ => add_column_tile::<M, X, 1>(multiply, depth, a, a_stride, b, out, stride),
         }
     }
 }
 
 /// [`add_columns`] for the first `ROWS` columns of `a`.
-fn add_column_tile<S: Simd, A: Float, const ROWS: usize>(
-    simd: S,
+fn add_column_tile<M: Multiply<X>, X: Copy, const ROWS: usize>(
+    multiply: M,
     depth: usize,
-    a: &[A],
+    a: &[X],
     a_stride: usize,
-    b: &[A],
-    out: &mut [A],
+    b: &[X],
+    out: &mut [M::Sum],
     stride: usize,
 ) {
-    simd.vectorize(
+    multiply.inside(
         #[inline(always)]
         || {
-            let width = panel_width::<S, A>();
+            let width = panel_width::<M::Simd, M::Sum>();
             let whole = stride / width * width;
             for column in (0..whole).step_by(width) {
                 let b = &b[column..];
-                let sums = product_columns::<S, A, ROWS, 2>(simd, depth, a, a_stride, b, stride);
-                add_to_rows(simd, &sums, &mut out[column..], stride);
+                let sums =
+                    product_columns::<M, X, ROWS, 2>(multiply, depth, a, a_stride, b, stride);
+                add_to_rows::<M, X, ROWS, 2>(multiply, &sums, &mut out[column..], stride);
             }
             if whole < stride {
                 let b = &b[whole..];
-                let sums = product_columns::<S, A, ROWS, 1>(simd, depth, a, a_stride, b, stride);
-                add_to_rows(simd, &sums, &mut out[whole..], stride);
+                let sums =
+                    product_columns::<M, X, ROWS, 1>(multiply, depth, a, a_stride, b, stride);
+                add_to_rows::<M, X, ROWS, 1>(multiply, &sums, &mut out[whole..], stride);
             }
         },
     )
 }
 
 #[inline(always)]
-fn add_to_rows<S: Simd, A: Float, const ROWS: usize, const VECTORS: usize>(
-    simd: S,
-    sums: &[[A::Vector<S>; VECTORS]; ROWS],
-    out: &mut [A],
+fn add_to_rows<M: Multiply<X>, X: Copy, const ROWS: usize, const VECTORS: usize>(
+    multiply: M,
+    sums: &Sums<M::Simd, M::Sum, ROWS, VECTORS>,
+    out: &mut [M::Sum],
     stride: usize,
 ) {
     for i in 0..ROWS {
-        let out = &mut out[i * stride..][..VECTORS * lanes::<S, A>()];
-        let mut new = load::<S, A, VECTORS>(simd, out);
+        let out = &mut out[i * stride..][..VECTORS * lanes::<M::Simd, M::Sum>()];
+        let mut new = load::<M::Simd, M::Sum, VECTORS>(multiply.simd(), out);
         for c in 0..VECTORS {
             new[c] += sums[i][c];
         }
-        store::<S, A, VECTORS>(&new, out);
+        store::<M::Simd, M::Sum, VECTORS>(&new, out);
     }
 }
 

@@ -11,9 +11,10 @@ use ndarray::{
 };
 use tensor_utils::simd::Simd;
 use tensor_utils::{
-    Element, Float, Instances, IsaError, Kernel, PerElement, check_shape, dispatch,
+    Element, Float, Instances, IsaError, Kernel, PerElement, bf16, check_shape, dispatch,
 };
 
+use crate::arithmetic::{ComputeType, Products};
 use crate::bias_gradient::BiasGradient;
 use crate::block::{Head, Target};
 use crate::delta::{saved_output_delta, sink_gradients, two_pass_delta};
@@ -261,7 +262,7 @@ fn instances<'a, 'c, 'o, 'd, 's, 'i>() -> Instances<AnyBackward<'a, 'c, 'o, 'd, 
     Instances {
         f32: Backward::dispatch,
         f64: Backward::dispatch,
-        bf16: Backward::dispatch,
+        bf16: Backward::dispatch_bf16,
         f16: Backward::dispatch,
     }
 }
@@ -277,10 +278,28 @@ impl<T: Element> Backward<'_, '_, '_, '_, '_, '_, T> {
     }
 }
 
+impl Backward<'_, '_, '_, '_, '_, '_, bf16> {
+    /// With products of pairs on the instruction set that has them.
+    fn dispatch_bf16(self) -> Result<(), IsaError> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(dot) = self.workspace.isa().bf16_dot() {
+            self.run_with(crate::arithmetic::Bf16Pairs(dot));
+            return Ok(());
+        }
+        self.dispatch()
+    }
+}
+
 impl<T: Element> Kernel for Backward<'_, '_, '_, '_, '_, '_, T> {
     type Output = ();
 
     fn run<S: Simd>(self, simd: S) {
+        self.run_with(ComputeType(simd));
+    }
+}
+
+impl<T: Element> Backward<'_, '_, '_, '_, '_, '_, T> {
+    fn run_with<P: Products<T>>(self, products: P) {
         let Self { call, saved, outputs, dbias, workspace } = self;
         let (query_block, key_block) =
             (workspace.tiling().query_block, workspace.tiling().key_block);
@@ -298,7 +317,7 @@ impl<T: Element> Kernel for Backward<'_, '_, '_, '_, '_, '_, T> {
                 Sums::new(dv, dv_sums),
             ]),
         };
-        let pass = Pass { simd, call, saved, slots, query_block, key_block, two_pass };
+        let pass = Pass { products, call, saved, slots, query_block, key_block, two_pass };
         pass.split_batch(0..call.sizes.batch, batch, delta);
         if let Some(dbias) = dbias {
             BiasGradient::run(&pass, delta, dbias);
@@ -307,8 +326,8 @@ impl<T: Element> Kernel for Backward<'_, '_, '_, '_, '_, '_, T> {
 }
 
 /// What all parts of the pass have in common.
-pub(crate) struct Pass<'a, 'c, 's, 'i, S, T: Element> {
-    pub(crate) simd: S,
+pub(crate) struct Pass<'a, 'c, 's, 'i, P, T: Element> {
+    pub(crate) products: P,
     pub(crate) call: &'a Call<'c, T>,
     pub(crate) saved: &'a Saved<'s, 'i, T>,
     pub(crate) slots: &'a Slots<T::Acc>,
@@ -317,7 +336,7 @@ pub(crate) struct Pass<'a, 'c, 's, 'i, S, T: Element> {
     two_pass: bool,
 }
 
-impl<'c, S: Simd, T: Element> Pass<'_, 'c, '_, '_, S, T> {
+impl<'c, P: Products<T>, T: Element> Pass<'_, 'c, '_, '_, P, T> {
     /// Where delta of a head of an entry begins: entry by entry, head by head.
     pub(crate) fn delta_start(&self, entry: usize, head: usize) -> usize {
         let heads = self.call.sizes.heads;
@@ -342,10 +361,10 @@ impl<'c, S: Simd, T: Element> Pass<'_, 'c, '_, '_, S, T> {
         sequence: Sequence,
         head: usize,
         target: Target,
-    ) -> Head<'e, 'c, S, T> {
+    ) -> Head<'e, 'c, P, T> {
         let key_head = head / self.call.sizes.group();
         Head {
-            simd: self.simd,
+            products: self.products,
             call: self.call,
             sequence,
             head,

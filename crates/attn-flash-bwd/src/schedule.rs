@@ -7,16 +7,16 @@
 //! any number of threads, without partial sums to store, and splits a single head over threads.
 
 use ndarray::{ArrayViewMut2, Axis};
-use tensor_utils::simd::Simd;
 use tensor_utils::tile::panel_width;
 use tensor_utils::{Element, Float};
 
+use crate::arithmetic::Products;
 use crate::block::{Head, bands, load_rows, store_rows};
 use crate::workspace::Slots;
 
 /// A head and where its gradients add up.
-pub(crate) struct Schedule<'a, 'h, 'c, S, T: Element> {
-    pub(crate) head: &'a Head<'h, 'c, S, T>,
+pub(crate) struct Schedule<'a, 'h, 'c, P, T: Element> {
+    pub(crate) head: &'a Head<'h, 'c, P, T>,
     /// `[N]`.
     pub(crate) delta: &'a [T::Acc],
     pub(crate) query_block: usize,
@@ -49,7 +49,7 @@ fn split_rows<A>(
     array.split_at(Axis(0), rows)
 }
 
-impl<S: Simd, T: Element> Schedule<'_, '_, '_, S, T> {
+impl<P: Products<T>, T: Element> Schedule<'_, '_, '_, P, T> {
     /// Adds the head's gradients to `dq` `[N, D]`, `dk` `[M, D]` and `dv` `[M, E]`.
     pub(crate) fn run(
         &self,
@@ -100,7 +100,7 @@ impl<S: Simd, T: Element> Schedule<'_, '_, '_, S, T> {
         }
         let scratch = &mut *self.slots.slot();
         let (d, e) = (head.d(), head.e());
-        let padded = keys.len().next_multiple_of(panel_width::<S, T::Acc>());
+        let padded = keys.len().next_multiple_of(panel_width::<P::Simd, T::Acc>());
         let finite = head.pack_keys(&keys, scratch);
         load_rows(blocks.dk.view(), &mut scratch.dk, d);
         load_rows(blocks.dv.view(), &mut scratch.dv, e);

@@ -2,12 +2,18 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use tensor_utils::{Element, Float, Isa, IsaError, ShapeError, lock_slot, take_slot, try_vec};
+use tensor_utils::tile::pairs::{Pair, pair_depth};
+use tensor_utils::{
+    Element, Float, Isa, IsaError, ShapeError, bf16, lock_slot, take_slot, try_vec,
+};
 
 use crate::{Error, Inputs, Strategy, Tiling, VarlenInputs};
 
 /// Query rows whose `P` and `dS` are held at once: a multiple of every tile height.
 pub(crate) const BAND: usize = 96;
+/// Pairs between rows of `P` and `dS` in pairs of queries beyond the keys of a block: a column of them
+/// is read at once, and must not fall on a few sets of the cache.
+pub(crate) const PAIR_PAD: usize = 16;
 /// Lanes of the widest vector of `f32`; buffers are sized for it on every instruction set.
 const MAX_LANES: usize = 16;
 
@@ -21,7 +27,15 @@ const MAX_LANES: usize = 16;
 /// w (3 c d + 2 c e + 96 (2 d + e) + 289 c + 16 max(d, e)) + 96 c  bytes
 /// ```
 ///
-/// (0.73 MB for `f32`, head size 64 and the default tiling), whatever the lengths; beside the slots
+/// (0.73 MB for `f32`, head size 64 and the default tiling), whatever the lengths. bf16 on
+/// [`Isa::Avx512Bf16`], whose products are of pairs, takes, with `p` and `r` half of `d` and `e`
+/// rounded up to 16,
+///
+/// ```text
+/// 4 (c (3 d / 2 + p + e + r + max(p, r)) + 96 (d + p + r) + 48 (d + e) + 433 c + 1536) + 96 c  bytes
+/// ```
+///
+/// (0.81 MB for head size 64). Beside the slots
 /// there is one number a query row and head for delta, and for 16-bit types, whose gradients add up
 /// in `f32`, one number an element of dq, dk and dv.
 #[derive(Debug)]
@@ -81,8 +95,9 @@ impl<T: Element> Workspace<T> {
             isa: Some(isa),
             ..tiling.clone()
         };
+        let in_pairs = isa == Isa::Avx512Bf16 && T::NAME == bf16::NAME;
         let slots = (0..rayon::current_num_threads())
-            .map(|_| Scratch::new(room.head_size, room.value_size, tiling.key_block))
+            .map(|_| Scratch::new(room.head_size, room.value_size, tiling.key_block, in_pairs))
             .map(|scratch| scratch.map(Mutex::new))
             .collect::<Result<_, _>>()?;
         let zeros = |len: usize| try_vec("workspace", &[len]);
@@ -185,28 +200,104 @@ pub(crate) struct Scratch<A> {
     pub(crate) sums: Vec<A>,
     /// Rows on their way into a panel.
     pub(crate) rows: Vec<A>,
+    /// Operands of products of bf16 pairs.
+    pub(crate) pairs: Pairs,
+}
+
+/// What takes the place of the operands in [`Scratch`] where pairs of bf16 are multiplied; empty
+/// elsewhere.
+#[derive(Debug, Default)]
+pub(crate) struct Pairs {
+    /// Keys of a block, transposed: pairs of columns.
+    pub(crate) keys_transposed: Vec<Pair>,
+    /// Values of a block, transposed: pairs of columns.
+    pub(crate) values_transposed: Vec<Pair>,
+    /// Keys of a block, packed by columns: pairs of keys.
+    pub(crate) keys: Vec<Pair>,
+    /// Queries of a band: pairs of columns.
+    pub(crate) queries: Vec<Pair>,
+    /// `do` of a band: pairs of columns.
+    pub(crate) d_o: Vec<Pair>,
+    /// Queries of a band: pairs of queries.
+    pub(crate) query_pairs: Vec<Pair>,
+    /// `do` of a band: pairs of queries.
+    pub(crate) d_o_pairs: Vec<Pair>,
+    /// `P` of a band: pairs of queries.
+    pub(crate) p: Vec<Pair>,
+    /// `dS` of a band times the scale: pairs of queries.
+    pub(crate) ds: Vec<Pair>,
+    /// The same: pairs of keys.
+    pub(crate) ds_rows: Vec<Pair>,
+    /// Rows on their way into a panel.
+    pub(crate) rows: Vec<Pair>,
+}
+
+impl Pairs {
+    /// For `d`, `e` and `keys` as rounded up for [`Scratch`].
+    fn new(d: usize, e: usize, keys: usize) -> Result<Self, ShapeError> {
+        let zeros = |height, width| try_vec("workspace", &[height, width]);
+        let pairs = |columns: usize| pair_depth(columns).next_multiple_of(MAX_LANES);
+        Ok(Self {
+            keys_transposed: zeros(keys, pairs(d))?,
+            values_transposed: zeros(keys, pairs(e))?,
+            keys: zeros(keys / 2, d)?,
+            queries: zeros(BAND, pairs(d))?,
+            d_o: zeros(BAND, pairs(e))?,
+            query_pairs: zeros(BAND / 2, d)?,
+            d_o_pairs: zeros(BAND / 2, e)?,
+            p: zeros(BAND / 2, keys + PAIR_PAD)?,
+            ds: zeros(BAND / 2, keys + PAIR_PAD)?,
+            ds_rows: zeros(BAND, keys / 2)?,
+            rows: zeros(keys, pairs(d.max(e)))?,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        let pairs = [
+            &self.keys_transposed,
+            &self.values_transposed,
+            &self.keys,
+            &self.queries,
+            &self.d_o,
+            &self.query_pairs,
+            &self.d_o_pairs,
+            &self.p,
+            &self.ds,
+            &self.ds_rows,
+            &self.rows,
+        ];
+        pairs.iter().map(|buffer| size_of_val(buffer.as_slice())).sum()
+    }
 }
 
 impl<A: Float> Scratch<A> {
-    fn new(head_size: usize, value_size: usize, keys: usize) -> Result<Self, ShapeError> {
+    /// With operands in the compute type, or as pairs of bf16.
+    fn new(
+        head_size: usize,
+        value_size: usize,
+        keys: usize,
+        in_pairs: bool,
+    ) -> Result<Self, ShapeError> {
         let d = round_up(head_size, MAX_LANES);
         let e = round_up(value_size, MAX_LANES);
         let zeros = |height, width| try_vec("workspace", &[height, width]);
+        let operand = |height, width| if in_pairs { Ok(Vec::new()) } else { zeros(height, width) };
         Ok(Self {
-            keys_transposed: zeros(keys, d)?,
-            values_transposed: zeros(keys, e)?,
-            keys: zeros(keys, d)?,
+            keys_transposed: operand(keys, d)?,
+            values_transposed: operand(keys, e)?,
+            keys: operand(keys, d)?,
             dk: zeros(keys, d)?,
             dv: zeros(keys, e)?,
-            queries: zeros(BAND, d)?,
-            d_o: zeros(BAND, e)?,
+            queries: operand(BAND, d)?,
+            d_o: operand(BAND, e)?,
             dq: zeros(BAND, d)?,
             scores: zeros(BAND, keys)?,
             dp: zeros(BAND, keys)?,
             visible: try_vec("workspace", &[BAND, keys])?,
             capped: zeros(keys, 1)?,
             sums: zeros(BAND, keys)?,
-            rows: zeros(MAX_LANES, d.max(e))?,
+            rows: operand(MAX_LANES, d.max(e))?,
+            pairs: if in_pairs { Pairs::new(d, e, keys)? } else { Pairs::default() },
         })
     }
 
@@ -227,6 +318,6 @@ impl<A: Float> Scratch<A> {
             &self.rows,
         ];
         let numbers: usize = numbers.iter().map(|buffer| buffer.len()).sum();
-        numbers * size_of::<A>() + self.visible.len()
+        numbers * size_of::<A>() + self.visible.len() + self.pairs.bytes()
     }
 }

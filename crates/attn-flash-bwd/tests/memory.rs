@@ -14,7 +14,7 @@ use attn_flash_bwd::{
 use common::{Broadcast, Call, Features, Sizes, in_pool};
 use ndarray::{Array3, Array4};
 use tensor_utils::testing::PeakAlloc;
-use tensor_utils::{Element, bf16};
+use tensor_utils::{Element, Isa, bf16};
 
 #[global_allocator]
 static ALLOC: PeakAlloc = PeakAlloc::new();
@@ -114,8 +114,14 @@ fn documented_size<T: Element>() {
             let sums = if size_of::<T>() == 2 { q.len() + k.len() + v.len() } else { 0 };
             let (d, e) = (d.next_multiple_of(16), e.next_multiple_of(16));
             let c = key_block.next_multiple_of(32);
-            let slot =
-                w * (3 * c * d + 2 * c * e + 96 * (2 * d + e) + 289 * c + 16 * d.max(e)) + 96 * c;
+            let in_pairs = T::NAME == "bf16" && workspace.tiling().isa == Some(Isa::Avx512Bf16);
+            let slot = if in_pairs {
+                let (p, r) = ((d / 2).next_multiple_of(16), (e / 2).next_multiple_of(16));
+                let of_keys = 3 * d / 2 + p + e + r + p.max(r) + 433;
+                4 * (c * of_keys + 96 * (d + p + r) + 48 * (d + e) + 1536) + 96 * c
+            } else {
+                w * (3 * c * d + 2 * c * e + 96 * (2 * d + e) + 289 * c + 16 * d.max(e)) + 96 * c
+            };
             let want = slot * rayon::current_num_threads() + w * (lse.len() + sums);
             assert_eq!(workspace.bytes(), want, "{} {d} {e} {key_block}", T::NAME);
         }
