@@ -91,11 +91,11 @@ fn check_tests(runner: &mut Runner, args: &Args, scope: &[&str], packages: &[Pac
         runner.skip("tests, examples", "they did not build");
         return;
     };
-    let widest = Isa::available().last();
+    let default = Isa::active().ok();
     for isa in Isa::ALL {
         if !isa.is_available() {
             runner.skip(format!("tests [{isa}]"), "this machine does not have it");
-        } else if args.quick && isa != Isa::Portable && Some(isa) != widest {
+        } else if args.quick && isa != Isa::Portable && Some(isa) != default {
             runner.skip(format!("tests [{isa}]"), LEFT_OUT);
         } else {
             for package in packages.iter().filter(|package| package.has_kernels()) {

@@ -5,7 +5,8 @@
 mod common;
 
 use common::{Pair, config, isas, op, proptest_config};
-use kvcache::{Config, Options};
+use kvcache::{Cache, Config, Layout, Options};
+use ndarray::Array3;
 use proptest::prelude::*;
 
 const REGRESSIONS: &str = "proptest-regressions/properties.txt";
@@ -46,4 +47,23 @@ proptest! {
     ) {
         run(&config, &ops, seed);
     }
+}
+
+/// A prefix is found after its sequence is gone, until its page holds something else.
+#[test]
+fn reclaimed_pages_are_not_found() {
+    let layout = Layout::Paged { pages: 1 };
+    let mut cache = Cache::new(&Config { layout, page_size: 2, ..Config::new(1, 1, 4) }).unwrap();
+    let rows = Array3::<f32>::ones((2, 1, 4));
+    let first = cache.create().unwrap();
+    cache.append(0, first, rows.view(), rows.view()).unwrap();
+    assert_eq!(cache.register_prefix(first, 0, &[1, 2]), Ok(1));
+    cache.free(first).unwrap();
+    let (found, len) = cache.match_prefix(0, &[1, 2, 3]).unwrap();
+    assert_eq!(len, 2);
+    cache.free(found).unwrap();
+
+    let second = cache.create().unwrap();
+    cache.append(0, second, rows.view(), rows.view()).unwrap();
+    assert_eq!(cache.match_prefix(0, &[1, 2, 3]).unwrap().1, 0);
 }

@@ -123,7 +123,10 @@ fn each_instruction_set_runs() {
     let of = |isa| inputs.forward(&Tiling { isa, ..Tiling::default() }).unwrap();
     assert_eq!(bits(&of(None)), bits(&of(Some(active))));
     let _: Options<'_, f32> = inputs.options();
-    for isa in Isa::available().filter(|&isa| isa != active) {
-        assert_ne!(bits(&of(Some(isa))), bits(&of(Some(active))), "{isa}");
+    // The products that the one has and the other has not are none of this kernel's.
+    let same = |isa| if isa == Isa::Avx512Bf16 { Isa::Avx512 } else { isa };
+    for isa in Isa::available() {
+        let equal = bits(&of(Some(isa))) == bits(&of(Some(active)));
+        assert_eq!(equal, same(isa) == same(active), "{isa}");
     }
 }
