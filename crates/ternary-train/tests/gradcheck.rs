@@ -128,6 +128,12 @@ fn rotation() {
     };
     let dx = Array1::from(turn(&dy, Direction::Backward));
     GradCheck::default().check(|x| dot(&turn(x, Direction::Forward), &dy), &x, &dx).unwrap();
+
+    // Positions begin anew with each sequence, however many the table has.
+    let longer = Rope::new(size, 100.0, 2 * length);
+    let mut y = x.to_vec();
+    rotate(&mut y, heads, size, length, &longer, Direction::Forward).unwrap();
+    assert_eq!(y, turn(&x, Direction::Forward));
 }
 
 #[test]

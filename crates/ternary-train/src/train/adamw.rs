@@ -120,3 +120,47 @@ pub(super) fn norm(gradients: &[f32]) -> f64 {
         .unwrap_or(0.0)
         .sqrt()
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::ChaCha8Rng;
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+
+    /// Three steps against algorithm 2 in `f64`: moments corrected for their start at 0, decay apart from the
+    /// gradient.
+    #[test]
+    fn steps_are_those_of_the_paper() {
+        let rng = &mut ChaCha8Rng::seed_from_u64(3);
+        let mut random = || (0..37).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>();
+        let mut weights = random();
+        let (mut mean, mut square) = (vec![0.0; 37], vec![0.0; 37]);
+        let mut want: Vec<_> = weights.iter().map(|&w| (f64::from(w), 0.0, 0.0)).collect();
+        let (beta1, beta2) = (0.9_f64, 0.95_f64);
+        for step in 1..=3 {
+            let gradients = random();
+            let update = Update {
+                learning_rate: 0.1,
+                weight_decay: 0.5,
+                beta1,
+                beta2,
+                epsilon: 1e-8,
+                scale: 0.25,
+                step,
+            };
+            adamw(&mut weights, &mut mean, &mut square, &gradients, &update).unwrap();
+            for ((weight, mean, square), &gradient) in want.iter_mut().zip(&gradients) {
+                let gradient = 0.25 * f64::from(gradient);
+                *mean = beta1 * *mean + (1.0 - beta1) * gradient;
+                *square = beta2 * *square + (1.0 - beta2) * gradient * gradient;
+                let corrected = *mean / (1.0 - beta1.powi(step as i32));
+                let root = (*square / (1.0 - beta2.powi(step as i32))).sqrt();
+                *weight -= 0.1 * (corrected / (root + 1e-8) + 0.5 * *weight);
+            }
+            for (&got, want) in weights.iter().zip(&want) {
+                assert!((f64::from(got) - want.0).abs() < 1e-6, "step {step}: {got} {}", want.0);
+            }
+        }
+    }
+}
