@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use arbitrary::{Arbitrary, Result, Unstructured};
+use arbitrary::{Result, Unstructured};
 use dflash::formats::{eagle, sglang};
 use dflash::{
     TokenTree, accept_greedy, accept_greedy_reference, best_first, best_first_by,
