@@ -4,9 +4,9 @@
 
 mod common;
 
-use attn_flash::{AncestorMask, Options, Window, attention};
+use attn_flash::attention;
 use attn_flash_bwd::{Gradients, Inputs, attention_backward, attention_backward_reference};
-use common::ByName;
+use common::{ByName, Setting};
 use ndarray::{Array4, Ix3, Ix4};
 use tensor_utils::testing::{Case, Poison, check_close, recorded_cases};
 use tensor_utils::{Element, bf16, f16};
@@ -30,31 +30,8 @@ where
 {
     let (q, k, v): (Array4<T>, Array4<T>, Array4<T>) =
         (case.array("in.q"), case.array("in.k"), case.array("in.v"));
-    let bias = case.floats("in.bias");
-    let mask = case.get("in.mask").map(|mask| mask.mapv(|x| x != 0.0));
-    let lengths = case.get("in.kv_len").map(|lengths| lengths.mapv(|x| x as usize));
-    let sinks = case.floats("in.sink");
-    let parents = case.get("in.tree_parents").map(|_| case.integers("in.tree_parents"));
-    let tree = parents.map(|p| AncestorMask::from_parents(&p).unwrap());
-
-    let mut options = Options::<T>::default();
-    for (param, value) in case.params.as_object().unwrap() {
-        match param.as_str() {
-            "causal" => options.causal = value.as_bool().unwrap(),
-            "scale" => options.scale = value.as_f64(),
-            "softcap" => options.softcap = value.as_f64(),
-            "window" => {
-                let sides = value.as_u64().map(|window| window as usize - 1);
-                options.window = Window { left: sides, right: sides };
-            }
-            _ => panic!("unknown parameter {param}"),
-        }
-    }
-    options.bias = bias.as_ref().map(|bias| bias.view());
-    options.mask = mask.as_ref().map(|mask| mask.view());
-    options.key_lengths = lengths.as_ref().map(|lengths| lengths.as_slice().unwrap());
-    options.sinks = sinks.as_ref().map(|sinks| sinks.as_slice().unwrap());
-    options.tree = tree.as_ref();
+    let setting = Setting::<T>::recorded(case);
+    let options = setting.without_user_mask();
 
     let forward = attention(q.view(), k.view(), v.view(), &options).unwrap();
     check_close(&forward.o, &case.array::<f64, Ix4>("out.o"), case.tolerance).unwrap();

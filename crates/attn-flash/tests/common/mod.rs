@@ -5,13 +5,13 @@
 use std::env;
 
 use attn_flash::{
-    AncestorMask, Attention, Coverage, Error, Mask, Options, Pair, Tile, Tiling, Window, Workspace,
-    attention_into,
+    AncestorMask, Attention, Coverage, Error, Mask, NoMask, Options, Pair, Tile, Tiling, Window,
+    Workspace, attention_into,
 };
 use ndarray::{Array2, Array3, Array4, ArrayD, ArrayView4, IxDyn};
 use proptest::test_runner::{Config as ProptestConfig, FileFailurePersistence};
 use rand::RngExt;
-use tensor_utils::testing::{Guarded, Poison, Seeded, Tolerance, property_cases};
+use tensor_utils::testing::{Case, Guarded, Poison, Seeded, Tolerance, property_cases};
 use tensor_utils::{Element, Isa};
 
 /// 64 cases, or as many as [`property_cases`] says; failures are kept in `file`.
@@ -360,7 +360,40 @@ impl<T: Element> Setting<T> {
         Self { features, bias, mask, key_lengths, alibi_slopes, sinks, tree }
     }
 
+    /// Those of a recorded case.
+    pub(crate) fn recorded(case: &Case) -> Self {
+        let mut features = Features::default();
+        for (param, value) in case.params.as_object().unwrap() {
+            match param.as_str() {
+                "causal" => features.causal = value.as_bool().unwrap(),
+                "scale" => features.scale = value.as_f64(),
+                "softcap" => features.softcap = value.as_f64(),
+                "window" => {
+                    let sides = value.as_u64().map(|window| window as usize - 1);
+                    features.window = Window { left: sides, right: sides };
+                }
+                _ => panic!("unknown parameter {param}"),
+            }
+        }
+        let tree = case.get("in.tree_parents").map(|_| case.integers("in.tree_parents"));
+        Self {
+            features,
+            bias: case.floats("in.bias"),
+            mask: case.get("in.mask").map(|mask| mask.mapv(|x| x != 0.0)),
+            key_lengths: case
+                .get("in.kv_len")
+                .map(|lengths| lengths.iter().map(|&x| x as usize).collect()),
+            alibi_slopes: None,
+            sinks: case.floats("in.sink").map(|sinks| sinks.into_raw_vec_and_offset().0),
+            tree: tree.map(|parents| AncestorMask::from_parents(&parents).unwrap()),
+        }
+    }
+
     pub(crate) fn options(&self) -> Options<'_, T, &UserMask> {
+        self.without_user_mask().with_user_mask(&self.features.user_mask)
+    }
+
+    pub(crate) fn without_user_mask(&self) -> Options<'_, T> {
         let features = &self.features;
         Options {
             scale: features.scale,
@@ -374,7 +407,7 @@ impl<T: Element> Setting<T> {
             alibi_slopes: self.alibi_slopes.as_ref().map(|slopes| slopes.view()),
             sinks: self.sinks.as_deref(),
             tree: self.tree.as_ref(),
-            user_mask: &features.user_mask,
+            user_mask: NoMask,
         }
     }
 
