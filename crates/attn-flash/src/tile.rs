@@ -8,7 +8,9 @@ use std::ops::Range;
 use tensor_utils::Float;
 use tensor_utils::simd::{Simd, SimdBase, SimdFloat, SimdFrom};
 use tensor_utils::tile::pack::{panel_depth, panel_index};
-use tensor_utils::tile::{lanes, load, panel_width, product_rows, row_stride, store};
+use tensor_utils::tile::{
+    add_product_rows, lanes, load, panel_width, product_rows, row_stride, store,
+};
 
 /// A packed block of keys and values.
 #[derive(Debug, Clone, Copy)]
@@ -25,18 +27,18 @@ pub(crate) struct Block<'a, A> {
     pub(crate) e: usize,
 }
 
-/// The largest scores of each row of a tile, lane by lane. In a row with NaN they may be anything:
-/// the NaN shows in the exponential, whatever it is taken relative to.
-pub(crate) type Maxima<S, A, const ROWS: usize> = [<A as Float>::Vector<S>; ROWS];
-
-/// The [`Maxima`] of no scores.
+/// Where the score of row `row` and column `column` lies: the scores of a tile are
+/// `[panel][ROWS][panel width]`, so that each panel is written and read at fixed distances.
 #[inline(always)]
-fn no_maxima<S: Simd, A: Float, const ROWS: usize>(simd: S) -> Maxima<S, A, ROWS> {
-    [A::Vector::<S>::simd_from(simd, A::NEG_INFINITY); ROWS]
+pub(crate) const fn score_index<const ROWS: usize>(
+    row: usize,
+    column: usize,
+    width: usize,
+) -> usize {
+    (column / width * ROWS + row) * width + column % width
 }
 
-/// `scores[i, j] = q_i . k_j` (eq. 1) for the columns of whole panels `columns`. Returns the largest
-/// of each row, while they are still in registers. `queries` are rows
+/// `scores[i, j] = q_i . k_j` (eq. 1) for the columns of whole panels `columns`. `queries` are rows
 /// of `row_stride(D)`.
 pub(crate) fn score_tile<S: Simd, A: Float, const ROWS: usize>(
     simd: S,
@@ -44,45 +46,22 @@ pub(crate) fn score_tile<S: Simd, A: Float, const ROWS: usize>(
     block: Block<'_, A>,
     columns: Range<usize>,
     scores: &mut [A],
-) -> Maxima<S, A, ROWS> {
+) {
     simd.vectorize(
         #[inline(always)]
         || {
             let width = panel_width::<S, A>();
             let depth = panel_depth(block.d);
             let stride = row_stride::<S, A>(block.d);
-            let mut maxima = no_maxima::<S, A, ROWS>(simd);
-            for column in columns.step_by(width) {
+            let scores = &mut scores[columns.start * ROWS..columns.end * ROWS];
+            let panels = columns.step_by(width).zip(scores.chunks_exact_mut(ROWS * width));
+            for (column, scores) in panels {
                 let panel = &block.keys[column * depth..][..depth * width];
                 let sums = product_rows::<S, A, ROWS, 2>(simd, depth, queries, stride, panel);
-                for i in 0..ROWS {
-                    store::<S, A, 2>(&sums[i], &mut scores[i * block.capacity + column..][..width]);
-                    maxima[i] = sums[i][0].max(sums[i][1]).max(maxima[i]);
+                for (sums, scores) in sums.iter().zip(scores.chunks_exact_mut(width)) {
+                    store::<S, A, 2>(sums, scores);
                 }
             }
-            maxima
-        },
-    )
-}
-
-/// The [`Maxima`] of scores that have been changed since [`score_tile`].
-pub(crate) fn row_maxima<S: Simd, A: Float, const ROWS: usize>(
-    simd: S,
-    stride: usize,
-    columns: Range<usize>,
-    scores: &[A],
-) -> Maxima<S, A, ROWS> {
-    simd.vectorize(
-        #[inline(always)]
-        || {
-            let mut maxima = no_maxima::<S, A, ROWS>(simd);
-            for column in columns.step_by(lanes::<S, A>()) {
-                for i in 0..ROWS {
-                    let [s] = load::<S, A, 1>(simd, &scores[i * stride + column..]);
-                    maxima[i] = s.max(maxima[i]);
-                }
-            }
-            maxima
         },
     )
 }
@@ -94,9 +73,7 @@ pub(crate) fn row_maxima<S: Simd, A: Float, const ROWS: usize>(
 /// others'.
 pub(crate) fn softmax_tile<S: Simd, A: Float, const ROWS: usize>(
     simd: S,
-    stride: usize,
     columns: Range<usize>,
-    maxima: &Maxima<S, A, ROWS>,
     scores: &mut [A],
     m: &mut [A],
     l: &mut [A],
@@ -104,8 +81,19 @@ pub(crate) fn softmax_tile<S: Simd, A: Float, const ROWS: usize>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let lanes = lanes::<S, A>();
+            let width = panel_width::<S, A>();
             let splat = |x: A| A::Vector::<S>::simd_from(simd, x);
+            let scores = &mut scores[columns.start * ROWS..columns.end * ROWS];
+
+            // In a row with NaN the maximum may be anything: the NaN shows in the exponential,
+            // whatever it is taken relative to.
+            let mut maxima = [splat(A::NEG_INFINITY); ROWS];
+            for panel in scores.chunks_exact(ROWS * width) {
+                for (max, scores) in maxima.iter_mut().zip(panel.chunks_exact(width)) {
+                    let [s0, s1] = load::<S, A, 2>(simd, scores);
+                    *max = s0.max(s1).max(*max);
+                }
+            }
             let mut references = [A::ZERO; ROWS];
             let mut corrections = [A::ZERO; ROWS];
             for i in 0..ROWS {
@@ -120,14 +108,15 @@ pub(crate) fn softmax_tile<S: Simd, A: Float, const ROWS: usize>(
             exp_all(simd, &mut corrections);
 
             let mut sums = [splat(A::ZERO); ROWS];
-            for (i, row) in scores.chunks_exact_mut(stride).take(ROWS).enumerate() {
+            for i in 0..ROWS {
                 let reference = splat(references[i]);
                 let (mut even, mut odd) = (splat(A::ZERO), splat(A::ZERO));
-                for pair in row[columns.clone()].chunks_exact_mut(2 * lanes) {
-                    let [s0, s1] = load::<S, A, 2>(simd, pair);
+                for panel in scores.chunks_exact_mut(ROWS * width) {
+                    let scores = &mut panel[i * width..][..width];
+                    let [s0, s1] = load::<S, A, 2>(simd, scores);
                     let p0 = A::exp_nonpositive_vector(simd, s0 - reference);
                     let p1 = A::exp_nonpositive_vector(simd, s1 - reference);
-                    store::<S, A, 2>(&[p0, p1], pair);
+                    store::<S, A, 2>(&[p0, p1], scores);
                     even += p0;
                     odd += p1;
                 }
@@ -164,7 +153,7 @@ pub(crate) fn value_tile<S: Simd, A: Float, const ROWS: usize>(
         #[inline(always)]
         || {
             let width = panel_width::<S, A>();
-            let weights = &weights[columns.start..];
+            let weights = &weights[columns.start * ROWS..columns.end * ROWS];
             let whole = block.e / width * width;
             let panel = |column: usize, width: usize| {
                 &block.values[column * block.capacity + columns.start * width..]
@@ -194,8 +183,12 @@ fn add_values<S: Simd, A: Float, const ROWS: usize, const VECTORS: usize>(
     column: usize,
 ) {
     let width = VECTORS * lanes::<S, A>();
-    let (keys, stride) = (panel.len() / width, block.capacity);
-    let sums = product_rows::<S, A, ROWS, VECTORS>(simd, keys, weights, stride, panel);
+    let keys = panel_width::<S, A>();
+    let mut sums = [[A::Vector::<S>::simd_from(simd, A::ZERO); VECTORS]; ROWS];
+    for (weights, panel) in weights.chunks_exact(ROWS * keys).zip(panel.chunks_exact(keys * width))
+    {
+        sums = add_product_rows(simd, sums, keys, weights, keys, panel);
+    }
     for i in 0..ROWS {
         let o = &mut o[i * block.e + column..][..width];
         let old = load::<S, A, VECTORS>(simd, o);
@@ -208,34 +201,37 @@ fn add_values<S: Simd, A: Float, const ROWS: usize, const VECTORS: usize>(
     }
 }
 
-/// [`value_tile`] for one row of a block that holds NaN or infinite values: a key that the row does
-/// not see is left out, not multiplied by 0. `scores` are those before the exponential. Adds in the
-/// same order as the tile, so that the other keys give the same bits.
-pub(crate) fn value_row<S: Simd, A: Float>(
+/// [`value_tile`] for a block that holds NaN or infinite values: a key that a row does not see is left
+/// out, not multiplied by 0. `scores` are those before the exponential. Adds in the same order as the
+/// tile, so that the other keys give the same bits.
+pub(crate) fn visible_value_tile<S: Simd, A: Float, const ROWS: usize>(
     simd: S,
     block: Block<'_, A>,
     columns: Range<usize>,
     scores: &[A],
     weights: &[A],
-    correction: A,
+    corrections: &[A; ROWS],
     o: &mut [A],
 ) {
     simd.vectorize(
         #[inline(always)]
         || {
             let (lanes, width) = (lanes::<S, A>(), panel_width::<S, A>());
-            let correction = A::Vector::<S>::simd_from(simd, correction);
-            for (column, out) in (0..).step_by(lanes).zip(o[..block.e].chunks_exact_mut(lanes)) {
-                let mut sum = A::Vector::<S>::simd_from(simd, A::ZERO);
-                for j in columns.clone() {
-                    if scores[j] != A::NEG_INFINITY {
-                        let at = panel_index(column, j, block.e, block.capacity, width);
-                        let [v] = load::<S, A, 1>(simd, &block.values[at..]);
-                        sum = A::Vector::<S>::simd_from(simd, weights[j]).mul_add(v, sum);
+            for (i, o) in o.chunks_exact_mut(block.e).enumerate() {
+                let correction = A::Vector::<S>::simd_from(simd, corrections[i]);
+                for (column, out) in (0..).step_by(lanes).zip(o.chunks_exact_mut(lanes)) {
+                    let mut sum = A::Vector::<S>::simd_from(simd, A::ZERO);
+                    for j in columns.clone() {
+                        let weight = score_index::<ROWS>(i, j, width);
+                        if scores[weight] != A::NEG_INFINITY {
+                            let at = panel_index(column, j, block.e, block.capacity, width);
+                            let [v] = load::<S, A, 1>(simd, &block.values[at..]);
+                            sum = A::Vector::<S>::simd_from(simd, weights[weight]).mul_add(v, sum);
+                        }
                     }
+                    let [old] = load::<S, A, 1>(simd, out);
+                    old.mul_add(correction, sum).store_slice(out);
                 }
-                let [old] = load::<S, A, 1>(simd, out);
-                old.mul_add(correction, sum).store_slice(out);
             }
         },
     )

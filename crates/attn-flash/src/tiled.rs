@@ -10,7 +10,9 @@ use tensor_utils::{Element, Float, Isa};
 
 use crate::call::{Call, Sequence};
 use crate::observe::{Observer, Step};
-use crate::tile::{Block, normalise, row_maxima, score_tile, softmax_tile, value_row, value_tile};
+use crate::tile::{
+    Block, normalise, score_index, score_tile, softmax_tile, value_tile, visible_value_tile,
+};
 use crate::workspace::Scratch;
 use crate::{Coverage, Tile};
 
@@ -225,37 +227,39 @@ impl<S: Simd, T: Element> Band<'_, '_, '_, S, T> {
         let o = &mut scratch.o[first * e..][..ROWS * e];
         let intervals = &scratch.intervals[first..][..ROWS];
 
-        let mut maxima =
-            score_tile::<S, T::Acc, ROWS>(simd, queries, block, columns.clone(), scores);
+        score_tile::<S, T::Acc, ROWS>(simd, queries, block, columns.clone(), scores);
 
         let ask_user = step.coverage == Coverage::Partial;
-        let adjust = ask_user || call.adjusts_scores();
-        if adjust {
+        if ask_user || call.adjusts_scores() {
             simd.vectorize(
                 #[inline(always)]
                 || {
-                    for (i, scores) in scores.chunks_exact_mut(stride).enumerate() {
+                    for i in 0..ROWS {
                         let Row { head, query } = part.row(rows.start + first + i);
-                        let scores = &mut scores[visible.clone()];
-                        let keys = step.visible.clone();
-                        call.cap_scores(simd, scores);
-                        call.mask_scores(&part.sequence, head, query, keys, scores, ask_user);
+                        for column in columns.clone().step_by(width) {
+                            let piece = column.max(visible.start)..visible.end.min(column + width);
+                            let at = score_index::<ROWS>(i, piece.start, width);
+                            let scores = &mut scores[at..][..piece.len()];
+                            let keys = block_start + piece.start..block_start + piece.end;
+                            call.cap_scores(simd, scores);
+                            call.mask_scores(&part.sequence, head, query, keys, scores, ask_user);
+                        }
                     }
                 },
             );
         }
-        let all = (block_start + columns.start, block_start + columns.end);
-        let cut = intervals.iter().any(|&(start, end)| start > all.0 || end < all.1);
-        if cut {
-            for (scores, &(start, end)) in scores.chunks_exact_mut(stride).zip(intervals) {
-                let start = start.clamp(all.0, all.1) - block_start;
-                let end = end.clamp(start + block_start, all.1) - block_start;
-                scores[columns.start..start].fill(T::Acc::NEG_INFINITY);
-                scores[end..columns.end].fill(T::Acc::NEG_INFINITY);
+        for (i, &(start, end)) in intervals.iter().enumerate() {
+            if start <= block_start + columns.start && end >= block_start + columns.end {
+                continue;
             }
-        }
-        if adjust || cut {
-            maxima = row_maxima(simd, stride, columns.clone(), scores);
+            for column in columns.clone().step_by(width) {
+                let at = score_index::<ROWS>(i, column, width);
+                let scores = &mut scores[at..][..width];
+                let start = start.saturating_sub(block_start + column).min(width);
+                let end = end.saturating_sub(block_start + column).clamp(start, width);
+                scores[..start].fill(T::Acc::NEG_INFINITY);
+                scores[end..].fill(T::Acc::NEG_INFINITY);
+            }
         }
         // The weights of values that are not finite need to know which scores were masked.
         let raw_scores = &mut scratch.raw_scores[..ROWS * stride];
@@ -263,17 +267,11 @@ impl<S: Simd, T: Element> Band<'_, '_, '_, S, T> {
             raw_scores.copy_from_slice(scores);
         }
 
-        let corrections: [T::Acc; ROWS] =
-            softmax_tile(simd, stride, columns.clone(), &maxima, scores, m, l);
+        let corrections: [T::Acc; ROWS] = softmax_tile(simd, columns.clone(), scores, m, l);
         if step.finite {
             value_tile(simd, block, columns, scores, &corrections, o);
         } else {
-            for i in 0..ROWS {
-                let row = i * stride..(i + 1) * stride;
-                let (raw_scores, weights) = (&raw_scores[row.clone()], &scores[row]);
-                let o = &mut o[i * e..][..e];
-                value_row(simd, block, columns.clone(), raw_scores, weights, corrections[i], o);
-            }
+            visible_value_tile(simd, block, columns, raw_scores, scores, &corrections, o);
         }
 
         let Some(observer) = observer else { return };

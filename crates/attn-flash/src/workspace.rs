@@ -121,7 +121,7 @@ pub(crate) struct Scratch<A> {
     pub(crate) values: Vec<A>,
     /// Rows on their way into a panel.
     pub(crate) rows: Vec<A>,
-    /// Scores of a tile.
+    /// Scores of a tile, `[panel][row][panel width]`.
     pub(crate) scores: Vec<A>,
     /// The same before the exponential, where they are needed.
     pub(crate) raw_scores: Vec<A>,

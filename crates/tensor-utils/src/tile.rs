@@ -143,9 +143,22 @@ pub fn product_rows<M: Multiply<X>, X: Copy, const ROWS: usize, const VECTORS: u
     a_stride: usize,
     panel: &[X],
 ) -> Sums<M::Simd, M::Sum, ROWS, VECTORS> {
+    let sums = [[multiply.zero(); VECTORS]; ROWS];
+    add_product_rows(multiply, sums, depth, a, a_stride, panel)
+}
+
+/// [`product_rows`], going on from `sums`.
+#[inline(always)]
+pub fn add_product_rows<M: Multiply<X>, X: Copy, const ROWS: usize, const VECTORS: usize>(
+    multiply: M,
+    mut sums: Sums<M::Simd, M::Sum, ROWS, VECTORS>,
+    depth: usize,
+    a: &[X],
+    a_stride: usize,
+    panel: &[X],
+) -> Sums<M::Simd, M::Sum, ROWS, VECTORS> {
     debug_assert!(depth.is_multiple_of(UNROLL) && a_stride.is_multiple_of(UNROLL));
     let (a, _) = a.as_chunks::<UNROLL>();
-    let mut sums = [[multiply.zero(); VECTORS]; ROWS];
     let lanes = lanes::<M::Simd, M::Sum>();
     let width = VECTORS * lanes;
     for (chunk, b) in panel[..depth * width].chunks_exact(UNROLL * width).enumerate() {
