@@ -46,12 +46,17 @@ fn a_thousand_steps_allocate_nothing() {
             for _ in 0..2100 {
                 step();
             }
-            ALLOC.reset_peak();
-            for _ in 0..1000 {
-                step();
-            }
+            // What steps allocate, each thousand of them does. The test harness allocates too, once,
+            // when a test has run for a minute.
+            let allocations = [(); 2].map(|()| {
+                ALLOC.reset_peak();
+                for _ in 0..1000 {
+                    step();
+                }
+                ALLOC.allocations_since_reset()
+            });
+            assert!(allocations.contains(&0), "{storage:?}: {allocations:?}");
         });
-        assert_eq!(ALLOC.allocations_since_reset(), 0, "{storage:?}");
         let stats = cache.stats();
         assert!(stats.wasted_rows < 2 * config.page_size, "{stats:?}");
     }
