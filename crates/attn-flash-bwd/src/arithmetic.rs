@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use ndarray::ArrayView2;
-use tensor_utils::Element;
 use tensor_utils::simd::Simd;
+use tensor_utils::{Element, Float};
 
 use crate::block::{Band, Layout};
 use crate::workspace::Scratch;
@@ -55,6 +55,10 @@ pub(crate) trait Products<T: Element>: Copy + Send + Sync {
         layout: Layout,
         scratch: &mut Scratch<T::Acc>,
     );
+
+    /// `e^x` of numbers that are at most 0, as exact as what is made of it. To be inlined.
+    fn exp(self, x: <T::Acc as Float>::Vector<Self::Simd>)
+    -> <T::Acc as Float>::Vector<Self::Simd>;
 
     /// Makes operands of the rows `rows` of `P` and `dS`, those before being done. By default they are
     /// operands as they are.

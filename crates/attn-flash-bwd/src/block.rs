@@ -183,25 +183,27 @@ impl<P: Products<T>, T: Element> Head<'_, '_, P, T> {
         let (scale, layout) = (call.scale, self.layout());
         self.products.dot::<ROWS>(first, columns.clone(), scale, layout, scratch);
 
+        let seen = visible.start - keys.start..visible.end - keys.start;
+        let ask_user = coverage == Coverage::Partial;
         let scores = &mut scratch.scores[first * stride..][..ROWS * stride];
         let dp = &mut scratch.dp[first * stride..][..ROWS * stride];
         for (i, query) in rows.enumerate() {
             let scores = &mut scores[i * stride..][..stride];
             let dp = &mut dp[i * stride..][..stride];
             let capped = &mut scratch.capped[columns.clone()];
-            simd.vectorize(
-                #[inline(always)]
-                || {
-                    let seen = visible.start - keys.start..visible.end - keys.start;
-                    let ask_user = coverage == Coverage::Partial;
-                    call.cap_scores(simd, &mut scores[columns.clone()]);
-                    if call.softcap.is_some() {
-                        capped.copy_from_slice(&scores[columns.clone()]);
-                    }
-                    let (sequence, scores) = (&self.sequence, &mut scores[seen]);
-                    call.mask_scores(sequence, self.head, query, visible.clone(), scores, ask_user);
-                },
-            );
+            if ask_user || call.adjusts_scores() {
+                simd.vectorize(
+                    #[inline(always)]
+                    || {
+                        call.cap_scores(simd, &mut scores[columns.clone()]);
+                        if call.softcap.is_some() {
+                            capped.copy_from_slice(&scores[columns.clone()]);
+                        }
+                        let (keys, scores) = (visible.clone(), &mut scores[seen.clone()]);
+                        call.mask_scores(&self.sequence, self.head, query, keys, scores, ask_user);
+                    },
+                );
+            }
             let interval = call.interval(&self.sequence, query);
             let cut = |key: usize| key.saturating_sub(keys.start).clamp(columns.start, columns.end);
             let (start, end) = (cut(interval.start), cut(interval.end));
@@ -221,7 +223,15 @@ impl<P: Products<T>, T: Element> Head<'_, '_, P, T> {
             let d_lse = self.d_lse.map_or(T::Acc::ZERO, |d_lse| d_lse[query]);
             let delta = delta.map_or(T::Acc::ZERO, |delta| delta[query] - d_lse);
             let dp_columns = &mut dp[columns.clone()];
-            softmax_gradient(simd, lse, delta, &mut scores[columns.clone()], dp_columns);
+            softmax_gradient(
+                simd,
+                #[inline(always)]
+                |x| self.products.exp(x),
+                lse,
+                delta,
+                &mut scores[columns.clone()],
+                dp_columns,
+            );
             if let (Some(cap), Target::DotProduct) = (call.softcap, self.target) {
                 softcap_gradient(simd, cap, capped, dp_columns);
             }

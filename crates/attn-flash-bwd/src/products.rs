@@ -192,9 +192,11 @@ pub(crate) fn add_visible<S: Simd, A: Float>(
 }
 
 /// Turns scores `s` and `dP` of one row into `P = exp(s - lse)` (eq. 2) and
-/// `dS = P (dP - delta)` (eq. 6); both exactly 0 where the score is `-inf`.
+/// `dS = P (dP - delta)` (eq. 6); both exactly 0 where the score is `-inf`. `exp` is that of numbers that
+/// are at most 0.
 pub(crate) fn softmax_gradient<S: Simd, A: Float>(
     simd: S,
+    exp: impl Fn(A::Vector<S>) -> A::Vector<S>,
     lse: A,
     delta: A,
     scores: &mut [A],
@@ -210,7 +212,7 @@ pub(crate) fn softmax_gradient<S: Simd, A: Float>(
             for (s, dp) in scores.chunks_exact_mut(lanes).zip(dp.chunks_exact_mut(lanes)) {
                 let ([score], [d]) = (load::<S, A, 1>(simd, s), load::<S, A, 1>(simd, dp));
                 let masked = score.simd_eq(masked);
-                let p = A::exp_nonpositive_vector(simd, score - lse);
+                let p = exp(score - lse);
                 masked.select(zero, p).store_slice(s);
                 masked.select(zero, p * (d - delta)).store_slice(dp);
             }

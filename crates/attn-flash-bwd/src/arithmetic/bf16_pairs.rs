@@ -4,13 +4,13 @@
 use std::ops::Range;
 
 use ndarray::ArrayView2;
-use tensor_utils::bf16;
 use tensor_utils::simd::SimdBase;
 use tensor_utils::tile::pack::panel_index;
 use tensor_utils::tile::pairs::{
     Bf16Dot, Pair, copy_pairs, pack_pairs_transposed, pack_row_pairs, pair_depth, pair_stride,
 };
 use tensor_utils::tile::{Multiply, lanes, load, panel_width, row_stride, tiles};
+use tensor_utils::{Float, bf16, exp_nonpositive_fast};
 
 use super::Products;
 use crate::block::{Band, Layout};
@@ -18,6 +18,7 @@ use crate::products::{Panels, add_columns, add_rows, dot_rows};
 use crate::workspace::{BAND, PAIR_PAD, Pairs, Scratch};
 
 type Simd = <Bf16Dot as Multiply<Pair>>::Simd;
+type Vector = <f32 as Float>::Vector<Simd>;
 
 /// On the instruction set that has them.
 #[derive(Debug, Clone, Copy)]
@@ -94,6 +95,11 @@ impl Products<bf16> for Bf16Pairs {
         dot_rows::<ROWS, _, _>(self.0, depth, a, e, b, columns, |sum| sum, out, stride);
     }
 
+    #[inline(always)]
+    fn exp(self, x: Vector) -> Vector {
+        exp_nonpositive_fast(self.0.simd(), x)
+    }
+
     fn round(
         self,
         rows: Range<usize>,
@@ -114,21 +120,33 @@ impl Products<bf16> for Bf16Pairs {
         self.0.inside(
             #[inline(always)]
             || {
-                let lanes = lanes::<Simd, f32>();
+                const L: usize = lanes::<Simd, f32>();
+                let vectors = columns.len() / L;
+                // All slices are cut to one length, so that bounds are not checked in the inner loop.
                 for pair in rows.start / 2..rows.end.div_ceil(2) {
-                    for column in columns.clone().step_by(lanes) {
-                        let first = 2 * pair * stride + column;
-                        let second = first + stride;
-                        let to = pair * (stride + PAIR_PAD) + column;
-                        let [low] = load::<_, _, 1>(simd, &scores[first..]);
-                        let [high] = load::<_, _, 1>(simd, &scores[second..]);
-                        self.0.round(low, high).zipped.store_slice(&mut p[to..][..lanes]);
-                        let [low] = load::<_, _, 1>(simd, &dp[first..]);
-                        let [high] = load::<_, _, 1>(simd, &dp[second..]);
-                        let rounded = self.0.round(low * scale, high * scale);
-                        rounded.zipped.store_slice(&mut ds[to..][..lanes]);
-                        rounded.first.store_slice(&mut ds_rows[first / 2..][..lanes / 2]);
-                        rounded.second.store_slice(&mut ds_rows[second / 2..][..lanes / 2]);
+                    let [p, ds] = [&mut *p, &mut *ds].map(|x| {
+                        let x = &mut x[pair * (stride + PAIR_PAD)..][columns.clone()];
+                        &mut x.as_chunks_mut::<L>().0[..vectors]
+                    });
+                    let (first, second) =
+                        ds_rows[pair * stride..][..stride].split_at_mut(stride / 2);
+                    let [first, second] = [first, second].map(|x| {
+                        let x = &mut x[columns.start / 2..columns.end / 2];
+                        &mut x.as_chunks_mut::<{ L / 2 }>().0[..vectors]
+                    });
+                    let [s0, s1, dp0, dp1] =
+                        [(&*scores, 0), (scores, 1), (dp, 0), (dp, 1)].map(|(x, i)| {
+                            let x = &x[(2 * pair + i) * stride..][columns.clone()];
+                            &x.as_chunks::<L>().0[..vectors]
+                        });
+                    for i in 0..vectors {
+                        let vector = |x: &[f32; L]| Vector::from_slice(simd, x);
+                        self.0.round(vector(&s0[i]), vector(&s1[i])).zipped.store_slice(&mut p[i]);
+                        let rounded =
+                            self.0.round(vector(&dp0[i]) * scale, vector(&dp1[i]) * scale);
+                        rounded.zipped.store_slice(&mut ds[i]);
+                        rounded.first.store_slice(&mut first[i]);
+                        rounded.second.store_slice(&mut second[i]);
                     }
                 }
             },

@@ -72,6 +72,11 @@ impl<S: Simd, T: Element> Products<T> for ComputeType<S> {
         dot_rows::<ROWS, _, _>(self.0, depth, a, e, b, columns, |sum| sum, out, stride);
     }
 
+    #[inline(always)]
+    fn exp(self, x: <T::Acc as Float>::Vector<S>) -> <T::Acc as Float>::Vector<S> {
+        T::Acc::exp_nonpositive_vector(self.0, x)
+    }
+
     fn add_dq(self, band: &Band, layout: Layout, scratch: &Scratch<T::Acc>, dq: &mut [T::Acc]) {
         let (d, stride) = (row_stride::<S, T::Acc>(layout.d), layout.key_block);
         let columns = band.columns.clone();

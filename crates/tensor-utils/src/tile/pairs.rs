@@ -64,17 +64,20 @@ pub fn copy_pairs<S: Simd>(simd: S, rows: ArrayView2<'_, bf16>, to: &mut [Pair])
 fn copy_slice<S: Simd>(simd: S, row: &[bf16], to: &mut [Pair]) -> bool {
     let lanes = lanes::<S, f32>();
     let mut not_finite = S::u32s::simd_from(simd, 0);
-    let vectors = row.reinterpret_cast().chunks(2 * lanes);
-    let filled = vectors.len() * lanes;
-    for (bits, to) in vectors.zip(to.chunks_exact_mut(lanes)) {
-        let pairs: S::u32s = if bits.len() == 2 * lanes {
-            S::u16s::from_slice(simd, bits).bitcast()
-        } else {
-            S::u16s::from_fn(simd, |i| bits.get(i).copied().unwrap_or(0)).bitcast()
-        };
+    let mut copy = |bits: S::u16s, to: &mut [Pair]| {
+        let pairs: S::u32s = bits.bitcast();
         pairs.store_slice(to);
         // Of infinities and NaN all bits of the exponent are set, and one more carries.
         not_finite |= ((pairs & 0x7f80_7f80) + 0x0080_0080) & 0x8000_8000;
+    };
+    let whole = row.reinterpret_cast().chunks_exact(2 * lanes);
+    let (rest, filled) = (whole.remainder(), row.len().div_ceil(2 * lanes) * lanes);
+    for (bits, to) in whole.zip(to.chunks_exact_mut(lanes)) {
+        copy(S::u16s::from_slice(simd, bits), to);
+    }
+    if !rest.is_empty() {
+        let bits = S::u16s::from_fn(simd, |i| rest.get(i).copied().unwrap_or(0));
+        copy(bits, &mut to[filled - lanes..filled]);
     }
     to[filled..].fill(0);
     not_finite.simd_eq(0).all_true()
