@@ -206,7 +206,9 @@ pub fn layer_norm_backward_into<T: Element, W: Element<Acc = T::Acc>>(
     Backward { isa: parts.isa, pass, dx, segments: &mut *segments }.compute()?;
     if weights {
         for (which, weight) in [dgamma, dbeta].into_iter().enumerate() {
-            write(segments, which, accumulate, weight.into_iter().flatten());
+            if let Some(weight) = weight {
+                write(segments, which, accumulate, weight);
+            }
         }
     }
     Ok(())

@@ -1,8 +1,9 @@
 //! A checked call: options resolved against the shapes they came with.
 
+use ndarray::{ArrayView1, Axis};
 use tensor_utils::{Element, Float, check_not_empty, check_shape};
 
-use crate::blocks::Block;
+use crate::blocks::{BLOCK, Block};
 use crate::workspace::Parts;
 use crate::{Error, Options};
 
@@ -46,16 +47,32 @@ pub(crate) fn widen_weights<W: Element>(
     row_length: usize,
     parts: &mut Parts<'_, W::Acc>,
 ) {
-    let gamma = |j: usize| options.gamma.map_or(W::Acc::ONE, |gamma| factor(gamma[j], options));
-    let beta = |j: usize| options.beta.map_or(W::Acc::ZERO, |beta| beta[j].to_acc());
-    fill(parts.gamma, row_length, gamma);
-    fill(parts.beta, row_length, beta);
+    let (zero, one) = (W::Acc::ZERO, W::Acc::ONE);
+    fill(parts.gamma, row_length, &options.gamma, one, |gamma| factor(gamma, options));
+    fill(parts.beta, row_length, &options.beta, zero, W::to_acc);
 }
 
-/// Fills in the columns of a row, with 0 behind it.
-fn fill<A: Float>(blocks: &mut [Block<A>], row_length: usize, column: impl Fn(usize) -> A) {
-    for (j, to) in blocks.iter_mut().flat_map(|Block(columns)| columns).enumerate() {
-        *to = if j < row_length { column(j) } else { A::ZERO };
+/// Fills in the columns of a row, from weights or with `otherwise`, and 0 behind it.
+fn fill<W: Element>(
+    blocks: &mut [Block<W::Acc>],
+    row_length: usize,
+    weights: &Option<ArrayView1<'_, W>>,
+    otherwise: W::Acc,
+    column: impl Fn(W) -> W::Acc,
+) {
+    blocks.iter_mut().for_each(|Block(to)| to.fill(W::Acc::ZERO));
+    match weights {
+        Some(weights) => {
+            for (Block(to), from) in blocks.iter_mut().zip(weights.axis_chunks_iter(Axis(0), BLOCK))
+            {
+                to.iter_mut().zip(from).for_each(|(to, &weight)| *to = column(weight));
+            }
+        }
+        None => {
+            for (Block(to), start) in blocks.iter_mut().zip((0..row_length).step_by(BLOCK)) {
+                to[..BLOCK.min(row_length - start)].fill(otherwise);
+            }
+        }
     }
 }
 

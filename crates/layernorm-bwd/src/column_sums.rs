@@ -4,12 +4,11 @@
 //! a running sum that is kept in two parts, the second of which collects the rounding errors of the
 //! first (T. Ogita, S. Rump, S. Oishi, Accurate sum and dot product, 2005, algorithm 4.1).
 
-use std::iter::repeat;
-
+use ndarray::{ArrayViewMut1, Axis};
 use tensor_utils::simd::{Select, Simd, SimdFloat};
 use tensor_utils::{Element, Float};
 
-use crate::blocks::{Block, Vector, WeightSums, for_each_vector, splat};
+use crate::blocks::{BLOCK, Block, Vector, WeightSums, for_each_vector, splat};
 
 /// Rows that are summed in the compute type alone.
 pub(crate) const CHUNK: usize = 8;
@@ -20,6 +19,21 @@ pub(crate) struct TwoPart<A> {
     high: WeightSums<A>,
     /// What rounding took from `high`.
     low: WeightSums<A>,
+}
+
+impl<A: Float> TwoPart<A> {
+    /// Makes it 0.
+    pub(crate) fn clear(&mut self) {
+        clear(&mut self.high);
+        clear(&mut self.low);
+    }
+}
+
+/// Makes sums 0. By columns: `fill` copies blocks of this size one by one.
+pub(crate) fn clear<A: Float>(sums: &mut WeightSums<A>) {
+    for Block(columns) in sums {
+        columns.fill(A::ZERO);
+    }
 }
 
 /// Adds the sums of a chunk to running sums, and sets them to 0.
@@ -90,17 +104,17 @@ fn two_sum<S: Simd, A: Float>(a: Vector<S, A>, b: Vector<S, A>) -> (Vector<S, A>
 
 /// Rounds one of the two totals of each column to the output, or adds it to what is there. Without
 /// segments, as there are without rows, totals are 0.
-pub(crate) fn write<'a, W: Element + 'a>(
+pub(crate) fn write<W: Element>(
     segments: &[TwoPart<W::Acc>],
     which: usize,
     accumulate: bool,
-    weights: impl IntoIterator<Item = &'a mut W>,
+    mut weights: ArrayViewMut1<'_, W>,
 ) {
-    let totals = segments.iter().flat_map(|segment| {
-        let Block(columns) = &segment.high[which];
-        columns.iter().copied()
-    });
-    for (weight, total) in weights.into_iter().zip(totals.chain(repeat(W::Acc::ZERO))) {
-        *weight = W::from_acc(if accumulate { weight.to_acc() + total } else { total });
+    let blocks = weights.axis_chunks_iter_mut(Axis(0), BLOCK);
+    for (block, weights) in blocks.enumerate() {
+        let totals = segments.get(block).map_or([W::Acc::ZERO; BLOCK], |sums| sums.high[which].0);
+        for (weight, total) in weights.into_iter().zip(totals) {
+            *weight = W::from_acc(if accumulate { weight.to_acc() + total } else { total });
+        }
     }
 }

@@ -11,7 +11,7 @@ use tensor_utils::{
 };
 
 use crate::blocks::{BLOCK, Block, PIECE, WeightSums};
-use crate::column_sums::{CHUNK, TwoPart, flush, merge};
+use crate::column_sums::{CHUNK, TwoPart, clear, flush, merge};
 use crate::gradient::{Known, Piece, Sums, Totals, Unsummed, gradient, sum_row};
 use crate::segments::{join, segment_rows};
 use crate::stage::{has_contiguous_rows, read_row, slice, write_row};
@@ -132,8 +132,8 @@ impl<T: Element> Pass<'_, '_, T> {
         running: &mut [TwoPart<T::Acc>],
     ) {
         let scratch = &mut *self.slots.take();
-        scratch.sums[..running.len()].fill(WeightSums::default());
-        running.fill(TwoPart::default());
+        scratch.sums[..running.len()].iter_mut().for_each(clear);
+        running.iter_mut().for_each(TwoPart::clear);
         if self.is_in_place(&dx) {
             let Scratch { dx: buffer, sums, .. } = scratch;
             self.rows_in_place(simd, rows, dx, buffer, sums, running);
