@@ -12,7 +12,8 @@ use crate::{Accepted, Error};
 ///
 /// # Errors
 /// [`Error::Parent`] if a parent does not come before its child, [`Error::Shape`] for another number
-/// of tokens or rows, [`Error::Nan`] for a NaN in any row.
+/// of tokens or rows, [`Error::Token`] for a token outside the vocabulary, [`Error::Nan`] for a NaN in any
+/// row.
 pub fn accept_greedy_reference(
     tokens: &[u32],
     parents: &[i64],
@@ -21,6 +22,11 @@ pub fn accept_greedy_reference(
     tensor_utils::check_shape("parents", &[parents.len()], &[tokens.len()])?;
     tensor_utils::check_shape("logits", logits.shape(), &[1 + tokens.len(), logits.ncols()])?;
     tensor_utils::check_not_empty("logits", logits.shape(), 1, "vocabulary")?;
+    for &token in tokens {
+        if token as usize >= logits.ncols() {
+            return Err(Error::Token { arg: "tokens", token, vocabulary: logits.ncols() });
+        }
+    }
     let mut choice = Vec::new();
     for row in 0..=tokens.len() {
         let mut best = 0;
