@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use anyhow::{Result, anyhow};
+use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 
 use super::gather::Compared;
@@ -37,7 +38,7 @@ pub(super) fn roofline(compared: &Compared) -> Result<String> {
     let mut kernels: Vec<_> = rows.iter().map(|row| row.kernel.as_str()).collect();
     kernels.dedup();
     let legend = SeriesLabelPosition::LowerRight;
-    draw(x.clone(), y, "operations a byte", "GFLOP/s", legend, |chart| {
+    draw(x.clone().log_scale(), y.log_scale(), "operations a byte", "GFLOP/s", legend, |chart| {
         let roof = |intensity: f64| (intensity, peak.min(bandwidth * intensity));
         let corner = peak / bandwidth;
         let line = [x.start, corner.clamp(x.start, x.end), x.end].map(roof);
@@ -69,7 +70,8 @@ pub(super) fn curve(curve: &Curve) -> Result<String> {
     ];
     let all = || series.iter().flat_map(|(_, points)| points.iter());
     let (x, y) = (span(all().map(|point| point.0)), span(all().map(|point| point.1)));
-    draw(x, y, "length of the sequence", "MB", SeriesLabelPosition::UpperLeft, |chart| {
+    let legend = SeriesLabelPosition::UpperLeft;
+    draw(x.log_scale(), y.log_scale(), "length of the sequence", "MB", legend, |chart| {
         for ((label, points), &color) in series.iter().zip(&COLORS) {
             let drawn =
                 LineSeries::new(points.iter().copied(), color.stroke_width(2)).point_size(3);
@@ -89,8 +91,11 @@ pub(super) fn losses(trainings: &[Training]) -> Result<Option<String>> {
         training.curve.iter().map(|&(step, loss)| (step as f64, loss)).collect()
     };
     let all = || trainings.iter().flat_map(points);
-    let (x, y) = (span(all().map(|point| point.0)), span(all().map(|point| point.1)));
-    draw(x, y, "step", "nats a token", SeriesLabelPosition::UpperRight, |chart| {
+    let steps = all().map(|point| point.0).fold(1.0, f64::max);
+    let (low, high) =
+        all().map(|point| point.1).fold((f64::MAX, 0.0_f64), |(l, h), y| (l.min(y), h.max(y)));
+    let y = (10.0 * low).floor() / 10.0..(10.0 * high).ceil() / 10.0;
+    draw(0.0..steps, y, "step", "nats a token", SeriesLabelPosition::UpperRight, |chart| {
         for (training, &color) in trainings.iter().zip(COLORS.iter().cycle()) {
             let line = LineSeries::new(points(training), color.stroke_width(2)).point_size(2);
             let label = format!("{}, {}", training.name, training.weights);
@@ -102,19 +107,24 @@ pub(super) fn losses(trainings: &[Training]) -> Result<Option<String>> {
     .map(Some)
 }
 
-type Axis = LogCoord<f64>;
-type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Axis, Axis>>;
+type Chart<'a, 'b, X, Y> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>;
 type Drawn = Result<(), DrawingAreaErrorKind<<SVGBackend<'static> as DrawingBackend>::ErrorType>>;
 
-/// A plot with logarithmic axes and a legend.
-fn draw(
-    x: Range<f64>,
-    y: Range<f64>,
+/// A plot with a legend; the axes say whether they are logarithmic.
+fn draw<X, Y>(
+    x: X,
+    y: Y,
     x_label: &str,
     y_label: &str,
     legend: SeriesLabelPosition,
-    series: impl FnOnce(&mut Chart<'_, '_>) -> Drawn,
-) -> Result<String> {
+    series: impl FnOnce(&mut Chart<'_, '_, X::CoordDescType, Y::CoordDescType>) -> Drawn,
+) -> Result<String>
+where
+    X: AsRangedCoord<Value = f64>,
+    Y: AsRangedCoord<Value = f64>,
+    X::CoordDescType: ValueFormatter<f64>,
+    Y::CoordDescType: ValueFormatter<f64>,
+{
     let mut text = String::new();
     let failed = |error: &dyn std::fmt::Display| anyhow!("a plot cannot be drawn: {error}");
     {
@@ -123,7 +133,7 @@ fn draw(
             .margin(8)
             .x_label_area_size(42)
             .y_label_area_size(56)
-            .build_cartesian_2d(x.log_scale(), y.log_scale())
+            .build_cartesian_2d(x, y)
             .map_err(|error| failed(&error))?;
         chart
             .configure_mesh()
@@ -157,7 +167,7 @@ fn themed(svg: &str) -> String {
 }
 
 fn tick(value: &f64) -> String {
-    if *value >= 1.0 { format!("{value:.0}") } else { format!("{value}") }
+    if *value >= 10.0 { format!("{value:.0}") } else { format!("{}", (value * 1e4).round() / 1e4) }
 }
 
 /// The powers of two around the values.
