@@ -8,7 +8,7 @@ use attn_flash::{Options, attention};
 use attn_flash_bwd::{Gradients, Strategy, Tiling};
 use common::{Broadcast, Call, Features, Sizes, UserMask};
 use ndarray::{Array1, Array3, Array4, ArrayView4};
-use tensor_utils::testing::{GradCheck, GradError, Seeded};
+use tensor_utils::testing::{GradCheck, GradError, Seeded, isas};
 
 /// `sum(o * w) + sum(lse * u)` for `w = d_o` and `u = d_lse`, over the rows that see something.
 fn loss(
@@ -71,7 +71,7 @@ const SMALL: [Sizes; 3] = [
 
 fn small_tilings() -> impl Iterator<Item = Tiling> {
     let strategies = [Strategy::SavedOutput, Strategy::TwoPass];
-    let isas = common::isas().into_iter();
+    let isas = isas().into_iter();
     isas.flat_map(move |isa| strategies.map(|strategy| common::tiling((2, 32), strategy, isa)))
 }
 
@@ -139,7 +139,7 @@ fn sharp_on_one_head() {
     let all = GradCheck { eps: 1e-2, atol: 1e-11, rtol: 1e-5, max_elements: 64 * 32, seed: 0 };
     // A step of 1e-4 is off by 1e-8 of the third derivative, and by 1e-10 of rounding.
     let spots = GradCheck { eps: 1e-4, atol: 1e-8, rtol: 1e-5, max_elements: 200, seed: 0 };
-    for isa in common::isas() {
+    for isa in isas() {
         for strategy in [Strategy::SavedOutput, Strategy::TwoPass] {
             let got = call.run(&common::tiling((16, 16), strategy, isa));
             let of_v = |v: &Array4<f64>| loss(&call, q, k, v.view(), &options);
@@ -160,7 +160,7 @@ fn large_tensor_is_spot_checked() {
     let call = call(sizes, &features, 3);
     let spots = GradCheck { max_elements: 20, ..GradCheck::default() };
     let strategies = [Strategy::SavedOutput, Strategy::TwoPass];
-    for (isa, strategy) in common::isas().into_iter().zip(strategies.into_iter().cycle()) {
+    for (isa, strategy) in isas().into_iter().zip(strategies.into_iter().cycle()) {
         let mut got = call.run(&common::tiling((64, 64), strategy, isa));
         check(&call, &got, &spots).unwrap();
         // A wrong element that no spot check hits shows along the direction.

@@ -11,7 +11,7 @@ use attn_flash_bwd::{
 };
 use common::{Broadcast, Call, Features, Sizes, UserMask, check_same, in_pool};
 use ndarray::{Array3, Array4, ArrayView4, Axis, Slice};
-use tensor_utils::testing::{Poison, check_same_bits, repeats, thread_counts};
+use tensor_utils::testing::{Poison, check_same_bits, isas, repeats, thread_counts};
 use tensor_utils::{Element, bf16, f16};
 
 /// Wide in each direction in which work is shared out: batch, heads, queries of one head, keys of
@@ -56,7 +56,7 @@ macro_rules! for_all_calls {
 
 fn tilings(strategy: Strategy) -> impl Iterator<Item = Tiling> {
     let blocks = [(768, 256), (64, 32)];
-    let isas = common::isas().into_iter();
+    let isas = isas().into_iter();
     isas.flat_map(move |isa| blocks.map(|blocks| common::tiling(blocks, strategy, isa)))
 }
 
@@ -108,7 +108,7 @@ fn every_run() {
         (SIZES[2], Strategy::TwoPass),
     ] {
         let call = Call::<f32>::new(sizes, &features, 3);
-        for isa in common::isas() {
+        for isa in isas() {
             let tiling = common::tiling((64, 64), strategy, isa);
             let want = call.run(&tiling);
             in_pool(3, || {
@@ -125,7 +125,7 @@ fn every_run() {
 #[test]
 fn key_blocks_are_rounded_up() {
     let call = Call::<f32>::new(SIZES[4], &Features::default(), 4);
-    for isa in common::isas() {
+    for isa in isas() {
         let run = |key_block| call.run(&common::tiling((768, key_block), Strategy::TwoPass, isa));
         check_same(&run(33), &run(64)).unwrap();
         check_same(&run(1), &run(32)).unwrap();

@@ -14,7 +14,9 @@ use common::{
     Broadcast, ByName, Call, Features, Output, Setting, Sizes, check_gradients, check_same, combine,
 };
 use ndarray::{Array1, Array3, Array4, ArrayView4, Axis, Slice};
-use tensor_utils::testing::{ErrorRatios, Guarded, Poison, Seeded, check_same_bits, error_ratio};
+use tensor_utils::testing::{
+    ErrorRatios, Guarded, Poison, Seeded, check_same_bits, error_ratio, isas,
+};
 use tensor_utils::{Element, bf16, f16};
 
 /// Compares one call on every tiling and instruction set with the reference.
@@ -238,7 +240,7 @@ fn delta_without_gradient_of_the_lse() {
 fn two_passes_do_not_read_o() {
     let mut call =
         Call::<f32>::new(FEW_SIZES[3], &Features { causal: true, ..Features::default() }, 1);
-    for isa in common::isas() {
+    for isa in isas() {
         let tiling = common::tiling((13, 64), Strategy::TwoPass, isa);
         let want = call.run(&tiling);
         let o = call.o.clone();
@@ -583,10 +585,8 @@ where
         Features { sinks: true, causal: true, ..plain() },
     ];
     let strategies = [Strategy::SavedOutput, Strategy::TwoPass];
-    let ways: Vec<_> = common::isas()
-        .into_iter()
-        .flat_map(|isa| strategies.map(|strategy| (isa, strategy)))
-        .collect();
+    let ways: Vec<_> =
+        isas().into_iter().flat_map(|isa| strategies.map(|strategy| (isa, strategy))).collect();
     let names = ["dq", "dk", "dv", "dbias", "dsinks"];
     let mut ratios = vec![vec![ErrorRatios::default(); ways.len()]; names.len()];
     // A case has few sinks, and a ratio of two or three errors is chance: those of all cases

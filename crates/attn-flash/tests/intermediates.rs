@@ -13,7 +13,7 @@ use attn_flash::{
 };
 use common::{Broadcast, Features, Setting, Sizes};
 use ndarray::{Array3, Array4, ArrayView2, ArrayView4, Axis};
-use tensor_utils::testing::Seeded;
+use tensor_utils::testing::{Seeded, isas};
 use tensor_utils::{Float, Isa};
 
 /// Keys between two steps.
@@ -129,7 +129,7 @@ fn check(name: &str, scores: &[f32], setting: &Setting<f32>, n: usize) {
     let visible = setting.visible(sizes);
     let options = setting.options();
     let sink = options.sinks.map_or(f64::NEG_INFINITY, |sinks| sinks[0].into());
-    for isa in common::isas() {
+    for isa in isas() {
         let tiling = common::tiling((13, BLOCK), isa);
         let (rows, result) = observe(q.view(), k.view(), v.view(), &options, &tiling);
         for i in 0..n {
@@ -229,7 +229,7 @@ fn nothing_seen_yet() {
     );
     setting.mask.as_mut().unwrap().iter_mut().enumerate().for_each(|(j, x)| *x = j >= 70);
     let [q, k, v] = inputs(&scores, 1, 5);
-    for isa in common::isas() {
+    for isa in isas() {
         let tiling = common::tiling((1, 32), isa);
         let (rows, _) = observe(q.view(), k.view(), v.view(), &setting.options(), &tiling);
         let states = &rows[&(0, 0, 0)];

@@ -11,7 +11,7 @@ use common::{Broadcast, Features, Inputs, Setting, Sizes, UserMask, attention_ti
 use ndarray::{Array2, Array3, Array4, ArrayView4, Axis, Slice};
 use rayon::ThreadPoolBuilder;
 use tensor_utils::testing::{
-    Guarded, Poison, batch_sizes, check_same_bits, repeats, thread_counts,
+    Guarded, Poison, batch_sizes, check_same_bits, isas, repeats, thread_counts,
 };
 use tensor_utils::{Element, bf16, f16};
 
@@ -75,7 +75,7 @@ fn any_number_of_threads() {
     {
         let inputs = Inputs::<T>::normal(sizes, 1);
         let setting = Setting::new(features, sizes, 1);
-        for isa in common::isas() {
+        for isa in isas() {
             let tiling = Tiling { isa: Some(isa), ..Tiling::default() };
             let run = || attention_tiled(inputs.views(), &setting.options(), &tiling).unwrap();
             let alone = in_pool(1, run);
@@ -96,7 +96,7 @@ fn every_run() {
     for sizes in [SIZES[0], SIZES[2]] {
         let inputs = Inputs::<f32>::normal(sizes, 12);
         let setting = Setting::new(&features, sizes, 12);
-        for isa in common::isas() {
+        for isa in isas() {
             let tiling = common::tiling((64, 64), isa);
             let run = || attention_tiled(inputs.views(), &setting.options(), &tiling).unwrap();
             let want = run();
@@ -115,7 +115,7 @@ fn any_batch_size() {
     let entry = |x: &Array4<f32>, b: usize| x.slice_axis(Axis(0), Slice::from(b..=b)).to_owned();
     let sizes = |batch| Sizes { batch, key_heads: 2, group: 2, n: 5, m: 70, d: 20, e: 12 };
     let options = Options { causal: true, ..Options::default() };
-    for isa in common::isas() {
+    for isa in isas() {
         let tiling = Tiling { isa: Some(isa), ..Tiling::default() };
         for batch in batch_sizes() {
             let inputs = Inputs::<f32>::normal(sizes(batch), 13);
@@ -165,7 +165,7 @@ fn any_query_block() {
     {
         let inputs = Inputs::<T>::normal(sizes, 3);
         let setting = Setting::new(features, sizes, 3);
-        for isa in common::isas() {
+        for isa in isas() {
             for key_block in [32, 256] {
                 let run = |query_block| {
                     let tiling = common::tiling((query_block, key_block), isa);
@@ -187,7 +187,7 @@ fn any_query_block() {
 fn key_blocks_are_rounded_up() {
     let sizes = SIZES[4];
     let inputs = Inputs::<f32>::normal(sizes, 4);
-    for isa in common::isas() {
+    for isa in isas() {
         let run = |key_block| {
             let tiling = common::tiling((768, key_block), isa);
             attention_tiled(inputs.views(), &Options::default(), &tiling).unwrap()
@@ -246,7 +246,7 @@ fn rows_alone() {
         let bias = options.bias.as_ref().map(|bias| bias.broadcast(sizes.scores()).unwrap());
         let mask = options.mask.as_ref().map(|mask| mask.broadcast(sizes.scores()).unwrap());
         let (q, k, v) = inputs.views();
-        for isa in common::isas() {
+        for isa in isas() {
             let tiling = Tiling { isa: Some(isa), ..Tiling::default() };
             let whole = attention_tiled((q, k, v), &options, &tiling).unwrap();
             for seed in 0..12 {

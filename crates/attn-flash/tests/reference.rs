@@ -14,7 +14,7 @@ use attn_flash::{
 use common::{Broadcast, Features, Inputs, Setting, Sizes, UserMask};
 use ndarray::{Array3, Array4, ArrayView4, Axis, Slice};
 use tensor_utils::testing::{
-    ErrorRatios, Guarded, Poison, Seeded, check_close, check_same_bits, error_ratio,
+    ErrorRatios, Guarded, Poison, Seeded, check_close, check_same_bits, error_ratio, isas,
 };
 use tensor_utils::{Element, bf16, f16};
 
@@ -438,7 +438,7 @@ fn whole_tiles_are_not_asked_pair_by_pair() {
     let prefix = Options { key_lengths: Some(&[100]), ..Options::default() };
     let want = common::attention_tiled(inputs.views(), &prefix, &Tiling::default()).unwrap();
     inputs.k.slice_axis_mut(Axis(2), Slice::from(100..)).fill(f32::NAN);
-    for isa in common::isas() {
+    for isa in isas() {
         let options = Options::default().with_user_mask(Prefix::default());
         let tiling = common::tiling((768, 32), isa);
         let got = common::attention_tiled(inputs.views(), &options, &tiling).unwrap();
@@ -608,7 +608,7 @@ where
         Features { softcap: Some(10.0), ..plain() },
         Features { bias: Some(Broadcast::BatchAndHeads), causal: true, ..plain() },
     ];
-    let isas = common::isas();
+    let isas = isas();
     let mut o = vec![ErrorRatios::default(); isas.len()];
     let mut lse = o.clone();
     for (seed, (batch, key_heads, n, m, d)) in shapes.into_iter().enumerate() {

@@ -5,11 +5,10 @@
 
 mod common;
 
-use common::isas;
 use kvcache::{Attention, Cache, Config, Layout, Options, Queries, SeqId, Storage};
 use ndarray::{Array3, ArrayView3, Axis, concatenate, s};
 use rayon::ThreadPoolBuilder;
-use tensor_utils::testing::Seeded;
+use tensor_utils::testing::{Seeded, isas};
 
 /// Two chunks of 1024 positions and a part of a block.
 const LEN: usize = 1150;

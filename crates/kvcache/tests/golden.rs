@@ -4,11 +4,10 @@
 
 mod common;
 
-use common::isas;
 use kvcache::{Cache, Config, Layout, Options, Queries, Storage};
 use ndarray::{Array3, Array4, Axis};
 use serde_json::Value;
-use tensor_utils::testing::{Case, Tolerance, recorded_cases};
+use tensor_utils::testing::{Case, Tolerance, isas, recorded_cases};
 use tensor_utils::{Element, bf16, f16};
 
 /// Runs the case with queries and rows of type `T`.

@@ -4,10 +4,11 @@
 
 mod common;
 
-use common::{Pair, config, isas, op, proptest_config};
+use common::{Pair, config, op, proptest_config};
 use kvcache::{Cache, Config, Layout, Options};
 use ndarray::Array3;
 use proptest::prelude::*;
+use tensor_utils::testing::isas;
 
 const REGRESSIONS: &str = "proptest-regressions/properties.txt";
 

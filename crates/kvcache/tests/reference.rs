@@ -4,12 +4,12 @@
 
 mod common;
 
-use common::{check_outputs, isas};
+use common::check_outputs;
 use kvcache::{
     Cache, Config, Layout, Options, Queries, Rows, SeqId, Storage, Window, attend_reference,
 };
 use ndarray::{Array3, Axis, concatenate};
-use tensor_utils::testing::Seeded;
+use tensor_utils::testing::{Seeded, isas};
 
 /// A sequence of `len` random rows.
 fn filled(config: &Config, len: usize, seeded: &mut Seeded) -> (Cache, SeqId) {

@@ -8,7 +8,7 @@ use common::{Features, Inputs, Source};
 use layernorm_bwd::{Options, layer_norm, layer_norm_backward_naive};
 use ndarray::{Array1, Array2, array};
 use tensor_utils::Float;
-use tensor_utils::testing::{ErrorStats, Tolerance, check_close};
+use tensor_utils::testing::{ErrorStats, Tolerance, check_close, isas};
 
 const MEANS: [f64; 4] = [0.0, 1e2, 1e4, 1e6];
 
@@ -17,7 +17,7 @@ const MEANS: [f64; 4] = [0.0, 1e2, 1e4, 1e6];
 #[test]
 fn gradients_do_not_depend_on_the_mean() {
     for source in [Source::Statistics, Source::Input] {
-        for isa in common::isas() {
+        for isa in isas() {
             for mean in MEANS {
                 let features = Features { mean, source, ..Features::default() };
                 let inputs = Inputs::<f32, f32>::new(features, 64, 1024, 1);
@@ -46,7 +46,7 @@ fn norm_does_not_depend_on_the_mean() {
     for mean in MEANS {
         let inputs = Inputs::<f32, f32>::new(Features { mean, ..Features::default() }, 64, 1024, 1);
         let want = layernorm_bwd::layer_norm_reference(inputs.x.view(), &inputs.options()).unwrap();
-        for isa in common::isas() {
+        for isa in isas() {
             let got = inputs.forward(isa);
             let tolerance = Tolerance { abs: 1e-6, rel: 1e-6 };
             check_close(&got.y, &want.y, tolerance).unwrap();
@@ -116,7 +116,7 @@ fn first_element_far_off() {
         x.column_mut(0).fill(first);
         let inputs = Inputs { x, ..inputs };
         let want = inputs.reference();
-        for isa in common::isas() {
+        for isa in isas() {
             let got = inputs.backward(isa);
             let scale = want.dx.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()));
             let tolerance = Tolerance { abs: 3e-6 * scale, rel: 1e-5 };

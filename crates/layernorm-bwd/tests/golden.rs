@@ -7,7 +7,7 @@ mod common;
 use common::{Features, Inputs, Source, Wanted};
 use layernorm_bwd::{Kind, layer_norm_backward_reference, layer_norm_reference, rows};
 use ndarray::{Array1, Array2, ArrayRef, Dimension};
-use tensor_utils::testing::{Case, Poison, check_close, recorded_cases};
+use tensor_utils::testing::{Case, Poison, check_close, isas, recorded_cases};
 use tensor_utils::{Element, bf16, f16};
 
 /// `[..., D]` as rows.
@@ -67,7 +67,7 @@ where
     check_output(case, "reference", "out.dx", &backward.dx);
     check_output(case, "reference", "out.dgamma", &backward.dgamma);
     check_output(case, "reference", "out.dbeta", &backward.dbeta);
-    for isa in common::isas() {
+    for isa in isas() {
         let forward = inputs.forward(isa);
         check_output(case, isa.name(), "out.y", &forward.y);
         check_output(case, isa.name(), "out.mean", &forward.mean);

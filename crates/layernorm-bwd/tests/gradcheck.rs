@@ -9,7 +9,7 @@ use common::{Features, Inputs, Wanted, all_features};
 use layernorm_bwd::{Kind, Options, Saved, layer_norm, layer_norm_backward};
 use ndarray::{Array1, Array2, Axis, Zip};
 use tensor_utils::Isa;
-use tensor_utils::testing::{GradCheck, GradStats, Seeded, Tolerance, check_close};
+use tensor_utils::testing::{GradCheck, GradStats, Seeded, Tolerance, check_close, isas};
 
 type Case = Inputs<f64, f64>;
 
@@ -55,7 +55,7 @@ fn check(case: &Case, isa: Isa) {
 #[test]
 fn every_input_and_option() {
     for (seed, features) in all_features().into_iter().enumerate() {
-        for isa in common::isas() {
+        for isa in isas() {
             check(&Case::new(features, 4, 23, seed as u64), isa);
         }
     }
@@ -127,7 +127,7 @@ fn chain_rule_agrees() {
             check_close(&reference.dx, &dx, loose).unwrap();
             check_close(&reference.dgamma, &dgamma, loose).unwrap();
             check_close(&reference.dbeta, &dbeta, tight).unwrap();
-            for isa in common::isas() {
+            for isa in isas() {
                 let got = case.backward(isa);
                 check_close(&got.dx, &dx, loose).unwrap();
                 check_close(&got.dgamma, &dgamma, loose).unwrap();
@@ -215,7 +215,7 @@ fn hessian_is_symmetric() {
 fn gradient_is_orthogonal_to_what_changes_nothing() {
     let features = Features { eps: 0.0, ..Features::default() };
     let case = Case::new(features, 20, 50, 3);
-    for isa in common::isas() {
+    for isa in isas() {
         let got = case.backward(isa);
         Zip::from(got.dx.rows()).and(case.x.rows()).for_each(|dx, x| {
             let centred = &x - x.sum() / 50.0;

@@ -7,7 +7,7 @@ mod common;
 use common::{Features, Inputs, Source, in_pool};
 use layernorm_bwd::{Gradients, Kind, Tiling, Workspace, layer_norm_into};
 use ndarray::{Array2, Axis, Slice};
-use tensor_utils::testing::{Poison, batch_sizes, check_same_bits, repeats, thread_counts};
+use tensor_utils::testing::{Poison, batch_sizes, check_same_bits, isas, repeats, thread_counts};
 use tensor_utils::{Element, Isa, bf16, f16};
 
 /// Many segments, rows that do not fill the last, one segment, few long rows, short rows.
@@ -57,7 +57,7 @@ fn any_number_of_threads() {
         T::Acc: Poison,
     {
         let inputs = Inputs::<T, T>::new(features, rows, d, 1);
-        for isa in common::isas() {
+        for isa in isas() {
             let (want, want_forward) = in_pool(1, || (inputs.backward(isa), inputs.forward(isa)));
             for threads in thread_counts() {
                 let what = format!("{threads} threads, {isa}, {rows} x {d}, {features:?}");
@@ -103,7 +103,7 @@ fn rows_do_not_know_each_other() {
         T::Acc: Poison,
     {
         let whole = Inputs::<T, T>::new(features, rows, d, 3);
-        for isa in common::isas() {
+        for isa in isas() {
             let (want, want_forward) = (whole.backward(isa), whole.forward(isa));
             for range in [0..1, 1..2, 7..12, rows / 2..rows / 2 + 1, rows - 1..rows, 2..rows] {
                 if range.is_empty() || range.end > rows {
@@ -146,7 +146,7 @@ fn large_results_are_those_of_small_ones() {
             dres: part(&whole.dres),
             ..whole.clone()
         };
-        for isa in common::isas() {
+        for isa in isas() {
             let want = in_pool(1, || whole.backward(isa));
             check_same_bits(&some.backward(isa).dx, &part(&want.dx)).unwrap();
             assert_same(&in_pool(3, || whole.backward(isa)), &want, "3 threads");
@@ -159,7 +159,7 @@ fn large_results_are_those_of_small_ones() {
 /// The first row of a batch, and the last, whatever stands beside them.
 #[test]
 fn any_batch_size() {
-    for isa in common::isas() {
+    for isa in isas() {
         for rows in batch_sizes() {
             let all = Inputs::<f32, f32>::new(Features::default(), rows, 133, 5);
             let (want_dx, want_y) = (all.backward(isa).dx, all.forward(isa).y);

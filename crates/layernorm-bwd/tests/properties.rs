@@ -39,7 +39,7 @@ fn sizes() -> impl Strategy<Value = (usize, usize)> {
 }
 
 fn isas() -> impl Strategy<Value = Isa> {
-    select(common::isas())
+    select(tensor_utils::testing::isas())
 }
 
 fn agrees<T>(features: Features, (rows, d): (usize, usize), seed: u64, isa: Isa)

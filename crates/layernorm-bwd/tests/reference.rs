@@ -12,7 +12,7 @@ use layernorm_bwd::{
 };
 use ndarray::{Array2, Array3, Axis, array};
 use tensor_utils::testing::{
-    ErrorRatios, Poison, Seeded, Tolerance, check_close, check_same_bits, error_ratio,
+    ErrorRatios, Poison, Seeded, Tolerance, check_close, check_same_bits, error_ratio, isas,
 };
 use tensor_utils::{Element, Isa, bf16, f16};
 
@@ -30,7 +30,7 @@ where
     let want = inputs.reference();
     let want_forward = layer_norm_reference(inputs.x.view(), &inputs.options()).unwrap();
     let (t, w) = tolerances::<T, W>(&inputs, &want_forward.rstd);
-    for isa in common::isas() {
+    for isa in isas() {
         let what = format!("{} {} {rows} x {d} {features:?} {isa}", T::NAME, W::NAME);
         let fail = |name: &str, error| panic!("{name}: {error}\n{what}");
         let got = inputs.forward(isa);
@@ -128,7 +128,7 @@ fn some_gradients_only() {
         T::Acc: Poison,
     {
         let inputs = Inputs::<T, T::Acc>::new(features, 150, 67, 8);
-        for isa in common::isas() {
+        for isa in isas() {
             let all = inputs.backward(isa);
             for bits in 0..8 {
                 let wanted =
@@ -162,7 +162,7 @@ fn strides_do_not_matter() {
         T::Acc: Poison,
     {
         let inputs = Inputs::<T, T>::new(features, 21, 37, 9);
-        for isa in common::isas() {
+        for isa in isas() {
             let want = inputs.backward_wanted(Wanted::ALL, isa);
             let want_forward = inputs.forward(isa);
             for layout in Layout::ALL {
@@ -239,7 +239,7 @@ fn in_place_has_the_bits_of_the_other_form() {
         T::Acc: Poison,
     {
         let inputs = Inputs::<T, T>::new(Features::default(), 40, 51, 3);
-        for isa in common::isas() {
+        for isa in isas() {
             let want = inputs.forward(isa);
             for layout in Layout::ALL {
                 let mut workspace = Workspace::new(40, 51, &Tiling { isa: Some(isa) }).unwrap();
@@ -270,7 +270,7 @@ fn constant_rows_are_exactly_zero() {
             let features = Features { source, beta: false, ..Features::default() };
             let mut inputs = Inputs::<T, T>::new(features, rows, d, 1);
             inputs.x.fill(T::from_f64(value));
-            for isa in common::isas() {
+            for isa in isas() {
                 let what = format!("{} {value} {rows} x {d} {source:?} {isa}", T::NAME);
                 let forward = inputs.forward(isa);
                 assert!(forward.y.iter().all(|y| y.to_f64() == 0.0), "y {what}");
@@ -326,7 +326,7 @@ fn nan_stays_in_its_row() {
             let clean = Inputs::<T, T>::new(features, 11, 35, 6);
             let mut spoilt = clean.clone();
             spoil(&mut spoilt);
-            for isa in common::isas() {
+            for isa in isas() {
                 let (want, got) = (clean.backward(isa), spoilt.backward(isa));
                 for row in 0..11 {
                     if row == 5 {
@@ -358,7 +358,7 @@ fn infinity_survives_the_sums() {
     let mut inputs = Inputs::<f32, f32>::new(Features::default(), 300, 20, 6);
     inputs.dy[[7, 3]] = f32::INFINITY;
     inputs.dy[[7, 4]] = f32::NEG_INFINITY;
-    for isa in common::isas() {
+    for isa in isas() {
         let got = inputs.backward(isa);
         assert_eq!((got.dbeta[3], got.dbeta[4]), (f32::INFINITY, f32::NEG_INFINITY));
         assert!(got.dbeta[5].is_finite());
@@ -423,7 +423,7 @@ where
         (40, 768),
         (5, 20_000),
     ];
-    for isa in common::isas() {
+    for isa in isas() {
         let mut all: [(&str, ErrorRatios); 4] =
             ["y", "dx", "dgamma", "dbeta"].map(|name| (name, ErrorRatios::default()));
         for (seed, (rows, d)) in sizes.into_iter().enumerate() {

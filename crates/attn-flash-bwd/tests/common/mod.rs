@@ -14,11 +14,11 @@ use attn_flash_bwd::{
 use ndarray::{Array, Array3, Array4, ArrayD, ArrayRef, ArrayViewMut, Dimension, IntoDimension};
 use rayon::ThreadPoolBuilder;
 use tensor_utils::testing::{
-    CompareError, Guarded, Poison, Seeded, Tolerance, check_close, check_same_bits,
+    CompareError, Guarded, Poison, Seeded, Tolerance, check_close, check_same_bits, isas,
 };
 use tensor_utils::{Element, Isa};
 
-pub(crate) use forward::{Broadcast, Features, Setting, Sizes, UserMask, isas};
+pub(crate) use forward::{Broadcast, Features, Setting, Sizes, UserMask};
 
 /// Every option by itself, several ways where there are several.
 pub(crate) fn options() -> Vec<Features> {

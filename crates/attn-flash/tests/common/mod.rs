@@ -2,8 +2,6 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use std::env;
-
 use attn_flash::{
     AncestorMask, Attention, Coverage, Error, Mask, NoMask, Options, Pair, Tile, Tiling, Window,
     Workspace, attention_into,
@@ -11,7 +9,7 @@ use attn_flash::{
 use ndarray::{Array2, Array3, Array4, ArrayD, ArrayView4, IxDyn};
 use proptest::test_runner::{Config as ProptestConfig, FileFailurePersistence};
 use rand::RngExt;
-use tensor_utils::testing::{Case, Guarded, Poison, Seeded, Tolerance, property_cases};
+use tensor_utils::testing::{Case, Guarded, Poison, Seeded, Tolerance, isas, property_cases};
 use tensor_utils::{Element, Isa};
 
 /// 64 cases, or as many as [`property_cases`] says; failures are kept in `file`.
@@ -21,12 +19,6 @@ pub(crate) fn proptest_config(file: &'static str) -> ProptestConfig {
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
         ..ProptestConfig::default()
     }
-}
-
-/// The instruction sets to test: the one that `KERNELS_ISA` asks for, else all of this machine.
-pub(crate) fn isas() -> Vec<Isa> {
-    let active = Isa::active().unwrap();
-    if env::var_os("KERNELS_ISA").is_some() { vec![active] } else { Isa::available().collect() }
 }
 
 /// Small tiles, whose edges small inputs straddle, and the default ones, on every instruction set.

@@ -3,7 +3,6 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::collections::BTreeMap;
-use std::env;
 
 use kvcache::{
     Cache, Config, Error, Layout, Options, Queries, Rows, SeqId, Storage, Window, attend_reference,
@@ -12,7 +11,7 @@ use ndarray::{Array2, Array3, ArrayView3, Axis, concatenate};
 use proptest::prelude::*;
 use proptest::test_runner::{Config as ProptestConfig, FileFailurePersistence};
 use tensor_utils::testing::{Seeded, property_cases};
-use tensor_utils::{Isa, bf16, f16};
+use tensor_utils::{bf16, f16};
 
 /// As many cases as [`property_cases`] says, usually `cases`; failures are kept in `file`.
 pub(crate) fn proptest_config(cases: u32, file: &'static str) -> ProptestConfig {
@@ -21,12 +20,6 @@ pub(crate) fn proptest_config(cases: u32, file: &'static str) -> ProptestConfig 
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
         ..ProptestConfig::default()
     }
-}
-
-/// The instruction sets to test: the one that `KERNELS_ISA` asks for, else all of this machine.
-pub(crate) fn isas() -> Vec<Isa> {
-    let active = Isa::active().unwrap();
-    if env::var_os("KERNELS_ISA").is_some() { vec![active] } else { Isa::available().collect() }
 }
 
 /// A number as float storage keeps it.

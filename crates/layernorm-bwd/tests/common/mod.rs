@@ -23,16 +23,6 @@ pub(crate) fn proptest_config(file: &'static str) -> ProptestConfig {
     }
 }
 
-/// The instruction sets to test: the one that `KERNELS_ISA` asks for, else all of this machine.
-pub(crate) fn isas() -> Vec<Isa> {
-    let active = Isa::active().unwrap();
-    if std::env::var_os("KERNELS_ISA").is_some() {
-        vec![active]
-    } else {
-        Isa::available().collect()
-    }
-}
-
 /// Runs in a pool of so many threads.
 pub(crate) fn in_pool<R: Send>(threads: usize, run: impl FnOnce() -> R + Send) -> R {
     ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run)

@@ -10,8 +10,7 @@ use softmax_topk::{
     Error, Logit, Mask, NanPolicy, Options, Passes, PerRow, Tiling, TopK, TopKGradients, Workspace,
     softmax_topk, softmax_topk_into,
 };
-use tensor_utils::Isa;
-use tensor_utils::testing::{Seeded, Tolerance, property_cases};
+use tensor_utils::testing::{Seeded, Tolerance, isas, property_cases};
 
 /// 64 cases, or as many as [`property_cases`] says; failures are kept in `file`.
 pub(crate) fn proptest_config(file: &'static str) -> ProptestConfig {
@@ -19,16 +18,6 @@ pub(crate) fn proptest_config(file: &'static str) -> ProptestConfig {
         cases: property_cases(64),
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
         ..ProptestConfig::default()
-    }
-}
-
-/// The instruction sets to test: the one that `KERNELS_ISA` asks for, else all of this machine.
-pub(crate) fn isas() -> Vec<Isa> {
-    let active = Isa::active().unwrap();
-    if std::env::var_os("KERNELS_ISA").is_some() {
-        vec![active]
-    } else {
-        Isa::available().collect()
     }
 }
 

@@ -3,6 +3,8 @@
 use std::env;
 use std::ops::RangeInclusive;
 
+use crate::Isa;
+
 /// `deep` asks for all of it.
 const VARIABLE: &str = "KERNELS_EFFORT";
 
@@ -28,6 +30,20 @@ pub fn thread_counts() -> impl Iterator<Item = usize> {
 /// The sizes of batch in which a row must have the same bits: 1, 2, 7 and 33, or 1 to 64 in a deep run.
 pub fn batch_sizes() -> impl Iterator<Item = usize> {
     chosen(1..=64, &[1, 2, 7, 33])
+}
+
+/// The instruction sets to test: the one that `KERNELS_ISA` asks for, else all of this machine.
+///
+/// # Panics
+/// If `KERNELS_ISA` asks for one that this machine does not have: a test must not pass on another.
+pub fn isas() -> Vec<Isa> {
+    if env::var_os("KERNELS_ISA").is_none() {
+        return Isa::available().collect();
+    }
+    match Isa::active() {
+        Ok(isa) => vec![isa],
+        Err(error) => panic!("{error}"),
+    }
 }
 
 fn chosen(all: RangeInclusive<usize>, usual: &[usize]) -> impl Iterator<Item = usize> {
