@@ -118,7 +118,7 @@ pub struct Tiling {
     /// Query rows that share one packed block of keys, at least 1. Default 1536.
     pub query_block: usize,
     /// Keys between two corrections of the running maximum, at least 1, rounded up to a multiple of
-    /// 32. Default 256.
+    /// 32. Default 512.
     pub key_block: usize,
     /// Instruction set. `None`: [`Isa::active`].
     pub isa: Option<Isa>,
@@ -126,6 +126,6 @@ pub struct Tiling {
 
 impl Default for Tiling {
     fn default() -> Self {
-        Self { query_block: 1536, key_block: 256, isa: None }
+        Self { query_block: 1536, key_block: 512, isa: None }
     }
 }

@@ -217,7 +217,9 @@ impl<S: Simd, T: Element> Splitter<'_, '_, '_, S, T> {
             let scratch = &mut *self.workspace.slot();
             return compute_part(self.simd, inputs, &part, o, lse, scratch, self.observer);
         }
-        let middle = self.balanced_cut(&part);
+        // As few parts of at most a block as there can be: each packs all keys once.
+        let parts = rows.div_ceil(self.workspace.tiling().query_block).max(2);
+        let middle = self.balanced_cut(&part, parts / 2, parts);
         let (o, o_right) = o.split_at(Axis(1), middle - part.queries.start);
         let (lse, lse_right) = lse.split_at(Axis(1), middle - part.queries.start);
         let left = Part { queries: part.queries.start..middle, ..part.clone() };
@@ -228,13 +230,13 @@ impl<S: Simd, T: Element> Splitter<'_, '_, '_, S, T> {
         );
     }
 
-    /// Where to cut the queries of a part so that both sides cost about the same.
-    fn balanced_cut(&self, part: &Part) -> usize {
+    /// Where to cut the queries of a part so that the left side costs about `numerator / denominator` of it.
+    fn balanced_cut(&self, part: &Part, numerator: usize, denominator: usize) -> usize {
         let Range { start, end } = part.queries;
-        let half = self.call.cost(&part.sequence, start..end) / 2;
+        let share = self.call.cost(&part.sequence, start..end) / denominator * numerator;
         let mut cost = 0;
         let mut middle = start;
-        while cost < half {
+        while cost < share {
             cost += self.call.cost(&part.sequence, middle..middle + 1);
             middle += 1;
         }

@@ -22,7 +22,7 @@ const MAX_TILE: usize = 12;
 /// w (r (d + e) + c (d + e) + 24 c + 16 max(d, e) + 2 r) + 16 r  bytes,
 /// ```
 ///
-/// whatever the number of queries, keys, heads and batch entries: 0.98 MB for `f32`, head size 64
+/// whatever the number of queries, keys, heads and batch entries: 1.14 MB for `f32`, head size 64
 /// and the default tiling.
 #[derive(Debug)]
 pub struct Workspace<A: Float> {
