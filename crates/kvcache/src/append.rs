@@ -222,7 +222,9 @@ impl Cache {
                 sequence.raw[index] = NO_PAGE;
             }
         }
-        sequence.window_start = sequence.window_start.max(passed.end);
+        if !passed.is_empty() {
+            sequence.window_start = passed.end;
+        }
         let next = sequence.shortest();
         let coded =
             (next + 1).saturating_sub(self.config.residual).min(next) / self.config.page_size;

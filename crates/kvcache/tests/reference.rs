@@ -106,6 +106,22 @@ fn options_have_their_effect() {
     }
 }
 
+/// A window may be larger than any sequence, and have as many sinks.
+#[test]
+fn windows_without_end() {
+    let seeded = &mut Seeded::new(5);
+    for (size, sinks) in [(3, usize::MAX), (usize::MAX, 2), (usize::MAX, usize::MAX)] {
+        let window = Some(Window { size, sinks });
+        let config = Config { page_size: 4, residual: 0, window, ..Config::new(1, 1, 8) };
+        let (mut cache, seq) = filled(&config, 30, seeded);
+        check(&cache, seq, Rows::Last(9), 2, &Options::default(), seeded);
+        check(&cache, seq, Rows::Last(9), 2, &Options { window, ..Options::default() }, seeded);
+        cache.truncate(seq, 7).unwrap();
+        check(&cache, seq, Rows::Last(2), 2, &Options::default(), seeded);
+        cache.check_invariants().unwrap();
+    }
+}
+
 #[test]
 fn many_queries_and_trees() {
     let seeded = &mut Seeded::new(4);
