@@ -19,7 +19,7 @@ pub(crate) struct Block<'a, A> {
     pub(crate) keys: &'a [A],
     /// Values, by `pack_columns`.
     pub(crate) values: &'a [A],
-    /// Keys that a panel of values has room for, and row stride of the scores.
+    /// Keys that a panel of values has room for.
     pub(crate) capacity: usize,
     /// Head size.
     pub(crate) d: usize,

@@ -206,22 +206,17 @@ impl<S: Simd, T: Element> Band<'_, '_, '_, S, T> {
         let (d, e) = (self.d(), self.e());
         let Self { simd, inputs, part, ref rows, ref mut scratch } = *self;
         let call = inputs.call;
-        let stride = inputs.key_block;
+        let capacity = inputs.key_block;
         let width = panel_width::<S, T::Acc>();
         let (first, block_start) = (step.first, step.keys.start);
         // Columns of the block: those that somebody in the tile may see, and whole panels of them.
         let visible = step.visible.start - block_start..step.visible.end - block_start;
         let columns = visible.start / width * width..visible.end.next_multiple_of(width);
 
-        let block = Block {
-            keys: &scratch.keys,
-            values: &scratch.values,
-            capacity: stride,
-            d: call.sizes.d,
-            e,
-        };
+        let block =
+            Block { keys: &scratch.keys, values: &scratch.values, capacity, d: call.sizes.d, e };
         let queries = &scratch.queries[first * d..][..ROWS * d];
-        let scores = &mut scratch.scores[..ROWS * stride];
+        let scores = &mut scratch.scores[..ROWS * capacity];
         let m = &mut scratch.m[first..][..ROWS];
         let l = &mut scratch.l[first..][..ROWS];
         let o = &mut scratch.o[first * e..][..ROWS * e];
@@ -262,7 +257,7 @@ impl<S: Simd, T: Element> Band<'_, '_, '_, S, T> {
             }
         }
         // The weights of values that are not finite need to know which scores were masked.
-        let raw_scores = &mut scratch.raw_scores[..ROWS * stride];
+        let raw_scores = &mut scratch.raw_scores[..ROWS * capacity];
         if !step.finite {
             raw_scores.copy_from_slice(scores);
         }
