@@ -132,18 +132,19 @@ fn pool(
     beams: usize,
     options: &Options<'_>,
 ) -> bool {
-    let mut pool = std::mem::take(ended);
-    pool.iter_mut().for_each(|beam| beam.merit = beam.logprob);
-    for mut offer in offers {
-        offer.sort_by(by_merit);
-        pool.extend(offer.into_iter().take(2 * beams));
-    }
     let score = |beam: &Beam| score(beam.merit, beam.tokens.len(), options.alpha);
-    pool.sort_by(|a, b| {
+    let order = |a: &Beam, b: &Beam| {
         descending(score(a), score(b))
             .then(descending(a.logprob, b.logprob))
             .then(a.tokens.cmp(&b.tokens))
-    });
+    };
+    let mut pool = std::mem::take(ended);
+    pool.iter_mut().for_each(|beam| beam.merit = beam.logprob);
+    for mut offer in offers {
+        offer.sort_by(order);
+        pool.extend(offer.into_iter().take(2 * beams));
+    }
+    pool.sort_by(order);
     pool.truncate(beams);
     (*ended, *live) = pool.into_iter().partition(|beam| beam.finished);
     live.is_empty()
