@@ -9,7 +9,7 @@ use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
-use crate::{Error, Projection};
+use crate::{Error, Projection, TrainOptions};
 
 /// The longest `config.json`, in bytes; they have one or two thousand. Messages of the parser repeat what
 /// they are about, several times over.
@@ -84,6 +84,8 @@ impl Preset {
             Self::Small => (4, 256, 4, 64, 768),
             Self::PathB => (6, 512, 8, 64, 1536),
         };
+        // For contexts of 64 and 128 tokens: with Qwen3's 10,000 and more, half of the frequencies hardly turn.
+        let rope_theta = if self == Self::Nano { 50.0 } else { 100.0 };
         Config {
             vocab_size,
             hidden_size: hidden,
@@ -94,10 +96,46 @@ impl Preset {
             head_dim,
             max_position_embeddings: 2048,
             rms_norm_eps: 1e-6,
-            rope_theta: 1e4,
+            rope_theta,
             tie_word_embeddings: true,
             eos_token_ids: Vec::new(),
             ternary: None,
+        }
+    }
+
+    /// How it is trained: the recipe that `docs/ternary.md` measures, for ternary weights or their float twin.
+    pub fn options(self, float: bool) -> TrainOptions {
+        let plain = TrainOptions { beta1: 0.8, ..TrainOptions::default() };
+        let of_preset = match self {
+            Self::Nano => TrainOptions {
+                steps: 2000,
+                sequences: 12,
+                length: 64,
+                learning_rate: 2.5e-3,
+                warmup: 40,
+                decay: 0.5,
+                final_rate: 0.01,
+                ..plain
+            },
+            Self::Small => TrainOptions {
+                steps: 3000,
+                sequences: 32,
+                length: 128,
+                learning_rate: 2e-3,
+                ..plain
+            },
+            Self::PathB => TrainOptions {
+                steps: 1000,
+                sequences: 16,
+                length: 128,
+                learning_rate: 1.5e-3,
+                ..plain
+            },
+        };
+        if float {
+            TrainOptions { learning_rate: 2e-3, ..of_preset }
+        } else {
+            TrainOptions { embedding_rate: 0.5, residual_rate: 0.35, ..of_preset }
         }
     }
 }

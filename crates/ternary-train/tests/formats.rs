@@ -202,7 +202,7 @@ fn gguf_holds_every_weight_as_it_is() {
         ("general.file_type", "41"),
         ("qwen3.block_count", "2"),
         ("qwen3.attention.key_length", "32"),
-        ("qwen3.rope.freq_base", "10000"),
+        ("qwen3.rope.freq_base", "50"),
         ("tokenizer.ggml.model", "gpt2"),
         ("tokenizer.ggml.eos_token_id", "3"),
     ] {

@@ -53,7 +53,7 @@ pub(crate) struct Args {
     /// Give the head weights of its own instead of the embedding's
     #[arg(long)]
     untied: bool,
-    /// Base of the rotary frequencies. Default: 10000
+    /// Base of the rotary frequencies. Default: 50 nano, 100 others
     #[arg(long)]
     rope_theta: Option<f64>,
     /// Scale rule: absmean, twn or optimal
@@ -74,40 +74,40 @@ pub(crate) struct Args {
     /// Batches of one update
     #[arg(long, default_value_t = 1)]
     accumulate: usize,
-    /// Highest learning rate. Default: 3e-3 nano, 2e-3 small, 1.5e-3 path-b; 2e-3 float
+    /// Highest learning rate. Default: 2.5e-3 nano, 2e-3 small, 1.5e-3 path-b; 2e-3 float
     #[arg(long)]
     lr: Option<f64>,
-    /// Factor of it for embedding and head
+    /// Factor of it for embedding and head. Default: 0.5, 1 float
     #[arg(long)]
     embedding_rate: Option<f64>,
-    /// Factor of it for o and down, which add to the residual stream
+    /// Factor of it for o and down, which add to the residual stream. Default: 0.35, 1 float
     #[arg(long)]
     residual_rate: Option<f64>,
-    /// Factor of it for norms
+    /// Factor of it for norms. Default: 1
     #[arg(long)]
     norm_rate: Option<f64>,
-    /// Steps in which the learning rate rises
+    /// Steps in which the learning rate rises. Default: 40 nano, 100 others
     #[arg(long)]
     warmup: Option<usize>,
-    /// Fraction of the steps in which it falls at the end
+    /// Fraction of the steps in which it falls at the end. Default: 0.5 nano, 0.3 others
     #[arg(long)]
     decay: Option<f64>,
-    /// What it falls to, as a fraction
+    /// What it falls to, as a fraction. Default: 0.01 nano, 0.05 others
     #[arg(long)]
     final_rate: Option<f64>,
-    /// Weight decay of the matrices
+    /// Weight decay of the matrices. Default: 0.1
     #[arg(long)]
     weight_decay: Option<f64>,
-    /// Fraction of the steps after which there is none
+    /// Fraction of the steps after which there is none. Default: 2/3
     #[arg(long)]
     weight_decay_until: Option<f64>,
-    /// AdamW's first beta
+    /// AdamW's first beta. Default: 0.8
     #[arg(long)]
     beta1: Option<f64>,
-    /// AdamW's second beta
+    /// AdamW's second beta. Default: 0.95
     #[arg(long)]
     beta2: Option<f64>,
-    /// Largest norm of the gradients
+    /// Largest norm of the gradients. Default: 1
     #[arg(long)]
     clip: Option<f64>,
     /// Steps at the start that are trained as float
@@ -221,18 +221,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 impl Args {
     /// The recipe of the preset, with what was asked for.
     fn options(&self) -> TrainOptions {
-        let (steps, batch, context, lr) = match self.preset {
-            Preset::Nano => (2000, 12, 64, 3e-3),
-            Preset::Small => (3000, 32, 128, 2e-3),
-            Preset::PathB => (1000, 16, 128, 1.5e-3),
-        };
-        let default = TrainOptions::default();
+        let default = self.preset.options(self.float);
         TrainOptions {
-            steps: self.steps.unwrap_or(steps),
-            sequences: self.batch.unwrap_or(batch),
-            length: self.context.unwrap_or(context),
+            steps: self.steps.unwrap_or(default.steps),
+            sequences: self.batch.unwrap_or(default.sequences),
+            length: self.context.unwrap_or(default.length),
             accumulate: self.accumulate,
-            learning_rate: self.lr.unwrap_or(if self.float { 2e-3 } else { lr }),
+            learning_rate: self.lr.unwrap_or(default.learning_rate),
             warmup: self.warmup.unwrap_or(default.warmup),
             decay: self.decay.unwrap_or(default.decay),
             final_rate: self.final_rate.unwrap_or(default.final_rate),

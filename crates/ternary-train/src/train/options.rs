@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// How a model is trained. The defaults are the recipe of `docs/ternary.md` for the nano preset.
+/// How a model is trained. The defaults are a plain recipe; [`Preset::options`](crate::Preset::options) has
+/// what is best for the presets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainOptions {
