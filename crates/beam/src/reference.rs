@@ -56,6 +56,13 @@ pub fn beam_search_reference(
                     let cost = options.groups.penalty * others as f64;
                     offer.push(beam.continued(token, logprob, cost, index, group, options));
                 }
+                // Stable: of equal ones the lower token. By their own log-probabilities, since sums may
+                // round to the same number.
+                offer.sort_by(|a, b| {
+                    let own = |beam: &Beam| beam.token_logprobs.last().copied().unwrap_or(0.0);
+                    descending(own(a), own(b))
+                });
+                offer.truncate(options.num_beams * (1 + distinct(options.eos).len()).max(2));
                 offers.push(offer);
             }
             let beams = options.num_beams / groups;
@@ -133,18 +140,14 @@ fn pool(
     options: &Options<'_>,
 ) -> bool {
     let score = |beam: &Beam| score(beam.merit, beam.tokens.len(), options.alpha);
-    let order = |a: &Beam, b: &Beam| {
+    let mut pool = std::mem::take(ended);
+    pool.iter_mut().for_each(|beam| beam.merit = beam.logprob);
+    pool.extend(offers.into_iter().flatten());
+    pool.sort_by(|a, b| {
         descending(score(a), score(b))
             .then(descending(a.logprob, b.logprob))
             .then(a.tokens.cmp(&b.tokens))
-    };
-    let mut pool = std::mem::take(ended);
-    pool.iter_mut().for_each(|beam| beam.merit = beam.logprob);
-    for mut offer in offers {
-        offer.sort_by(order);
-        pool.extend(offer.into_iter().take(2 * beams));
-    }
-    pool.sort_by(order);
+    });
     pool.truncate(beams);
     (*ended, *live) = pool.into_iter().partition(|beam| beam.finished);
     live.is_empty()
