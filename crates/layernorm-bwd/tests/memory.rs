@@ -39,7 +39,8 @@ fn check<T: Element>(rows: usize, d: usize, threads: usize, segments: usize) {
             size_of::<T::Acc>() * (6 * threads * d + (2 + 2 * threads + 4 * segments) * padded);
         assert_eq!(workspace.bytes(), formula, "{rows} x {d}, {threads} threads");
         let peak = ALLOC.peak_above_baseline();
-        assert!((formula..formula + 1000 * threads).contains(&peak), "{peak} for {formula}");
+        // It may look like less: the threads of the pool before may be giving theirs back.
+        assert!(peak < formula + 1000 * threads, "{peak} for {formula}");
         workspace
     });
     let mut run = |x: ArrayView2<'_, T>, dres: Option<ArrayView2<'_, T>>| {
