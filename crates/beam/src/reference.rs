@@ -62,7 +62,7 @@ pub fn beam_search_reference(
                     let own = |beam: &Beam| beam.token_logprobs.last().copied().unwrap_or(0.0);
                     descending(own(a), own(b))
                 });
-                offer.truncate(options.num_beams * (1 + distinct(options.eos).len()).max(2));
+                offer.truncate(offered(options.num_beams, options));
                 offers.push(offer);
             }
             let beams = options.num_beams / groups;
@@ -164,7 +164,7 @@ fn transformers(
     options: &Options<'_>,
 ) -> bool {
     let hits = |beam: &Beam| beam.finished || length == options.max_new_tokens;
-    let top = best_of_all(offers, distinct(options.eos).len(), beams);
+    let top = best_of_all(offers, beams, options);
     *running = top.iter().filter(|beam| !hits(beam)).take(beams).cloned().collect();
     let score = |beam: &Beam| score(beam.logprob, beam.tokens.len(), options.alpha);
     stored.extend(top.into_iter().take(beams).filter(hits));
@@ -203,11 +203,16 @@ fn first_come(
     finished.len() == enough || live.is_empty()
 }
 
-/// The `max(2, 1 + eos) beams` best continuations of all.
-fn best_of_all(offers: Vec<Vec<Beam>>, eos: usize, beams: usize) -> Vec<Beam> {
+/// `max(2, 1 + E) K` (eq. 2) for `K` beams.
+fn offered(beams: usize, options: &Options<'_>) -> usize {
+    beams * (1 + distinct(options.eos).len()).max(2)
+}
+
+/// As many best continuations of all as are [`offered`] to `beams` beams.
+fn best_of_all(offers: Vec<Vec<Beam>>, beams: usize, options: &Options<'_>) -> Vec<Beam> {
     let mut all: Vec<_> = offers.into_iter().flatten().collect();
     all.sort_by(by_merit);
-    all.truncate(beams * (1 + eos).max(2));
+    all.truncate(offered(beams, options));
     all
 }
 

@@ -2,6 +2,7 @@
 
 use ndarray::{Array2, ArrayView2};
 
+use crate::greedy::check_tokens;
 use crate::{Accepted, Error};
 
 /// Greedy acceptance by its definition, one node after the other.
@@ -22,11 +23,7 @@ pub fn accept_greedy_reference(
     tensor_utils::check_shape("parents", &[parents.len()], &[tokens.len()])?;
     tensor_utils::check_shape("logits", logits.shape(), &[1 + tokens.len(), logits.ncols()])?;
     tensor_utils::check_not_empty("logits", logits.shape(), 1, "vocabulary")?;
-    for &token in tokens {
-        if token as usize >= logits.ncols() {
-            return Err(Error::Token { arg: "tokens", token, vocabulary: logits.ncols() });
-        }
-    }
+    check_tokens("tokens", tokens, logits.ncols())?;
     let mut choice = Vec::new();
     for row in 0..=tokens.len() {
         let mut best = 0;

@@ -13,10 +13,11 @@ use super::peer::{Input, Peer};
 
 /// The presets with the batches they are trained with.
 pub(super) fn cases() -> Vec<Case> {
-    vec![case(Preset::Nano, 12, 64), case(Preset::Small, 32, 128), case(Preset::PathB, 16, 128)]
+    Preset::ALL.map(case).into()
 }
 
-fn case(preset: Preset, sequences: usize, length: usize) -> Case {
+fn case(preset: Preset) -> Case {
+    let TrainOptions { sequences, length, .. } = preset.options(false);
     let config = Config { ternary: Some(Projection::default()), ..preset.config(256) };
     let (parameters, tokens) = (config.parameters() as f64, (sequences * length) as f64);
     // Two products forward and five backward for a pair of a query and a key it sees.

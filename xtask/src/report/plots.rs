@@ -92,8 +92,7 @@ pub(super) fn losses(trainings: &[Training]) -> Result<Option<String>> {
     };
     let all = || trainings.iter().flat_map(points);
     let steps = all().map(|point| point.0).fold(1.0, f64::max);
-    let (low, high) =
-        all().map(|point| point.1).fold((f64::MAX, 0.0_f64), |(l, h), y| (l.min(y), h.max(y)));
+    let (low, high) = extremes(all().map(|point| point.1));
     let y = (10.0 * low).floor() / 10.0..(10.0 * high).ceil() / 10.0;
     draw(0.0..steps, y, "step", "nats a token", SeriesLabelPosition::UpperRight, |chart| {
         for (training, &color) in trainings.iter().zip(COLORS.iter().cycle()) {
@@ -172,9 +171,14 @@ fn tick(value: &f64) -> String {
 
 /// The powers of two around the values.
 fn span(values: impl Iterator<Item = f64>) -> Range<f64> {
-    let (low, high) = values.fold((f64::MAX, 0.0_f64), |(l, h), x| (l.min(x), h.max(x)));
+    let (low, high) = extremes(values);
     if low > high {
         return 1.0..10.0;
     }
     (low / 1.6).log2().floor().exp2()..(high * 1.6).log2().ceil().exp2()
+}
+
+/// The smallest and the largest of numbers that are not negative.
+fn extremes(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    values.fold((f64::MAX, 0.0), |(low, high), x| (low.min(x), high.max(x)))
 }
