@@ -3,9 +3,11 @@
 mod chunk;
 mod float;
 mod forward;
+mod llama_cpp;
 mod matrix;
 mod model;
 
 pub use chunk::{Chunk, LogitRows};
+pub use llama_cpp::Weights as LlamaCppWeights;
 pub use matrix::Matrix;
 pub use model::Model;

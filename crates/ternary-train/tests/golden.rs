@@ -136,13 +136,13 @@ fn llama_cpp_reads_what_is_written() {
         for (got, wanted) in got.outer_iter().zip(wanted) {
             let differences = got.iter().zip(wanted).map(|(got, wanted)| (got - wanted).abs());
             let most = differences.fold(0.0, f32::max);
-            // A number within 1e-7 of the edge between two integers may be rounded to either.
             assert!(most < 0.2, "{most}");
-            equal += usize::from(most < 1e-5);
+            equal += usize::from(most == 0.0);
             rows += 1;
         }
     }
-    assert!(rows >= 24 && equal * 4 >= rows * 3, "{equal} of {rows} rows are equal");
+    // The sines, cosines and powers of both are those of the C library.
+    assert!(rows >= 24 && (equal == rows || cfg!(not(target_env = "gnu"))), "{equal} of {rows}");
 }
 
 #[test]

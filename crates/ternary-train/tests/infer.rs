@@ -16,9 +16,8 @@ use ternary_train::{Config, Error, Preset, Projection, Weights};
 
 const VOCABULARY: usize = 40;
 
-/// The same ternary weights as a float and as a packed model. Untied, because a random model with a
-/// tied head repeats its last token for ever.
-fn models() -> [Model; 2] {
+/// Ternary weights. Untied, because a random model with a tied head repeats its last token for ever.
+fn weights() -> (Config, Weights) {
     let config = Config {
         num_hidden_layers: 2,
         ternary: Some(Projection::default()),
@@ -27,6 +26,12 @@ fn models() -> [Model; 2] {
     };
     let mut weights = Weights::random(&config, 3).unwrap();
     weights.project(Projection::default()).unwrap();
+    (config, weights)
+}
+
+/// The same weights as a float and as a packed model.
+fn models() -> [Model; 2] {
+    let (config, weights) = weights();
     let float = Model::float(config.clone(), weights.clone()).unwrap();
     [float, Model::packed(config, weights).unwrap()]
 }
@@ -89,7 +94,8 @@ fn a_branch_of_a_tree_has_the_bits_of_its_text() {
     for model in models() {
         let mut cache = model.cache(64).unwrap();
         let seq = cache.create().unwrap();
-        model.forward(&mut cache, &[Chunk::line(seq, &text)], LogitRows::None).unwrap();
+        let none = model.forward(&mut cache, &[Chunk::line(seq, &text)], LogitRows::None);
+        assert_eq!(none.unwrap().dim(), (0, VOCABULARY));
         let chunk = [Chunk::tree(seq, &tokens, &parents)];
         let got = model.forward(&mut cache, &chunk, LogitRows::All).unwrap();
         for (node, path) in [(1, vec![3, 4]), (3, vec![3, 5, 6]), (4, vec![7])] {
@@ -99,13 +105,50 @@ fn a_branch_of_a_tree_has_the_bits_of_its_text() {
     }
 }
 
+/// Relative, in the 2-norm.
+fn distance(got: &Array2<f32>, exact: &Array2<f32>) -> f64 {
+    let norm = |x: &Array2<f32>| x.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+    norm(&(got - exact)) / norm(exact)
+}
+
+/// In llama.cpp's order float weights give the same logits but for rounding, ternary ones but for
+/// activations in 8 bits, and cutting a text or branching changes no more than that.
+#[test]
+fn the_order_of_llama_cpp_changes_rounding_alone() {
+    let (config, weights) = weights();
+    let float = Config { ternary: None, ..config.clone() };
+    for (config, bound) in [(float, 1e-5), (config, 0.03)] {
+        let exact = Model::float(config.clone(), weights.clone()).unwrap();
+        let model = Model::like_llama_cpp(config, weights.clone()).unwrap();
+        let (text, branch) = (prompt(300, 8), [9, 10]);
+        let whole = [&text[..], &branch].concat();
+        let got = logits(&model, &whole);
+        let error = distance(&got, &logits(&exact, &whole));
+        assert!(error > 0.0 && error < bound, "{error}");
+        let mut cache = model.cache(700).unwrap();
+        let seqs = [cache.create().unwrap(), cache.create().unwrap()];
+        for (seq, from, rows) in [(0, 0, 1), (1, 0, 200), (0, 1, 299), (1, 200, 100)] {
+            let chunk = [Chunk::line(seqs[seq], &text[from..from + rows])];
+            model.forward(&mut cache, &chunk, LogitRows::None).unwrap();
+        }
+        cache.free(seqs[0]).unwrap();
+        let tokens = [11, branch[0], 12, branch[1]];
+        let tree = [Chunk::tree(seqs[1], &tokens, &[-1, -1, 0, 1])];
+        let nodes = model.forward(&mut cache, &tree, LogitRows::All).unwrap();
+        let error = distance(
+            &nodes.select(Axis(0), &[1, 3]),
+            &got.slice_axis(Axis(0), (300..).into()).to_owned(),
+        );
+        assert!(error < bound, "{error}");
+    }
+}
+
 #[test]
 fn the_packed_model_is_the_float_model_but_for_its_activations() {
     let [float, packed] = models();
     let tokens = prompt(40, 6);
     let (exact, got) = (logits(&float, &tokens), logits(&packed, &tokens));
-    let norm = |x: &Array2<f32>| x.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
-    let error = norm(&(&got - &exact)) / norm(&exact);
+    let error = distance(&got, &exact);
     assert!(error > 0.0 && error < 0.05, "{error}");
     let ratio = packed.bytes() as f64 / (float.bytes() as f64 / 32.0 * 2.125);
     // 40 rows fill up to 48.

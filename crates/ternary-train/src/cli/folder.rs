@@ -27,7 +27,7 @@ pub(crate) enum Arithmetic {
     OfTheModel,
     /// In f32.
     Float,
-    /// In f32, with activations rounded as llama.cpp rounds them.
+    /// As llama.cpp does with the exported file.
     LlamaCpp,
 }
 

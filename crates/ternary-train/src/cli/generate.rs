@@ -51,8 +51,8 @@ pub(crate) struct Generate {
     /// Compute in f32 even if the weights are ternary.
     #[arg(long)]
     float: bool,
-    /// Compute in f32, with activations rounded as llama.cpp rounds them for Q2_0: the tokens that it
-    /// finds with the exported file.
+    /// Compute as llama.cpp does with the exported file (its AVX-512 order of operations, keys and values
+    /// in f32), to check the file: the same tokens, slowly.
     #[arg(long, conflicts_with = "float")]
     like_llama_cpp: bool,
     /// Print a JSON list with the tokens of each prompt and of its continuation, and no text.

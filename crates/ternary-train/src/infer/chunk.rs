@@ -54,6 +54,18 @@ impl<'a> Chunk<'a> {
         Ok(positions)
     }
 
+    /// Whether token `row` of the chunk sees row `key` of its sequence, which was `base` long before.
+    pub(super) fn sees(&self, base: usize, row: usize, key: usize) -> bool {
+        let Some(node) = key.checked_sub(base) else { return true };
+        match self.parents {
+            None => node <= row,
+            Some(parents) => {
+                let parent = |&node: &usize| usize::try_from(parents[node]).ok();
+                std::iter::successors(Some(row), parent).any(|ancestor| ancestor == node)
+            }
+        }
+    }
+
     pub(super) fn check(&self, config: &Config) -> Result<(), Error> {
         if self.tokens.is_empty() {
             return Err(Error::option("tokens", "at least one token a chunk", "none"));

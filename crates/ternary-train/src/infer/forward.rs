@@ -1,14 +1,14 @@
 //! One step of a model.
 
-use kvcache::{Cache, Queries, SeqId};
+use kvcache::{Cache, SeqId};
 use layernorm_bwd::{Kind, Options, Workspace, layer_norm_in_place, layer_norm_into};
-use ndarray::{Array1, Array2, ArrayView2, Axis};
+use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3, Axis};
 use rayon::prelude::*;
 use tensor_utils::try_array;
 
 use super::matrix::products;
-use super::model::Layer;
-use super::{Chunk, LogitRows, Model};
+use super::model::{Layer, Order};
+use super::{Chunk, LogitRows, Model, llama_cpp};
 use crate::Error;
 use crate::ops::{Direction, Rope, rotate};
 
@@ -21,7 +21,8 @@ impl Model {
     ///
     /// A prompt is one long chunk or several, a decoding step one token of each sequence, and a tree of
     /// drafted tokens a chunk with parents. The logits of a sequence have the same bits whatever else
-    /// is in the call, however its tokens were cut into chunks, and on any number of threads.
+    /// is in the call, however its tokens were cut into chunks (but for
+    /// [`like_llama_cpp`](Self::like_llama_cpp)), and on any number of threads.
     ///
     /// # Errors
     /// [`Error::Option`] for a token outside the vocabulary, an empty chunk or parents that make no
@@ -49,6 +50,10 @@ impl Model {
             step.seqs.iter().map(|&seq| cache.len(seq)).collect::<Result<_, _>>()?;
         let result = self.layers.iter().enumerate().try_for_each(|(index, layer)| {
             step.attention(cache, index, layer)?;
+            if index + 1 == self.layers.len() {
+                // What follows is for the logits alone.
+                step.select(rows);
+            }
             step.feed_forward(layer)
         });
         if let Err(error) = result {
@@ -58,23 +63,25 @@ impl Model {
             }
             return Err(error);
         }
-        step.logits(rows)
+        step.logits()
     }
 }
 
 /// The state of a step: the residual stream and where its rows belong.
 struct Step<'a> {
     model: &'a Model,
-    queries: Vec<Queries<'a>>,
+    chunks: &'a [Chunk<'a>],
     seqs: Vec<SeqId>,
     counts: Vec<usize>,
+    /// Of each token.
+    positions: Vec<usize>,
     rope: Rope<f32>,
     /// `[tokens, hidden_size]`.
     x: Array2<f32>,
 }
 
 impl<'a> Step<'a> {
-    fn new(model: &'a Model, cache: &Cache, chunks: &[Chunk<'a>]) -> Result<Self, Error> {
+    fn new(model: &'a Model, cache: &Cache, chunks: &'a [Chunk<'a>]) -> Result<Self, Error> {
         let config = &model.config;
         let mut positions = Vec::new();
         let mut tokens: Vec<u32> = Vec::new();
@@ -90,10 +97,11 @@ impl<'a> Step<'a> {
         }
         Ok(Self {
             model,
-            queries: chunks.iter().map(Chunk::queries).collect(),
+            chunks,
             seqs: chunks.iter().map(|chunk| chunk.seq).collect(),
             counts: chunks.iter().map(|chunk| chunk.tokens.len()).collect(),
-            rope: Rope::at(config.head_dim, config.rope_theta, positions),
+            rope: Rope::at(config.head_dim, config.rope_theta, positions.iter().copied()),
+            positions,
             x,
         })
     }
@@ -104,59 +112,107 @@ impl<'a> Step<'a> {
         let (tokens, head_dim) = (self.x.nrows(), config.head_dim);
         let h = self.norm(self.x.view(), &layer.attention_norm)?;
         let [mut q, mut k, v] = products([&layer.q, &layer.k, &layer.v], h.view())?;
-        for (x, heads, norm) in [(&mut q, heads, &layer.q_norm), (&mut k, key_heads, &layer.k_norm)]
-        {
-            let rows = x.view_mut().into_shape_with_order((tokens * heads, head_dim));
-            let rows = rows.map_err(|_| unfit("x"))?;
-            let options = self.norm_options(norm);
-            let workspace = &mut Workspace::new(tokens * heads, head_dim, &Default::default())?;
-            layer_norm_in_place(rows, None, &options, workspace)?;
-            let x = x.as_slice_mut().unwrap_or_default();
-            rotate(x, heads, head_dim, tokens, &self.rope, Direction::Forward)?;
-        }
+        self.turn(&mut q, heads, &layer.q_norm)?;
+        self.turn(&mut k, key_heads, &layer.k_norm)?;
         let q = q.into_shape_with_order((tokens, heads, head_dim)).map_err(|_| unfit("q"))?;
         let k = k.into_shape_with_order((tokens, key_heads, head_dim)).map_err(|_| unfit("k"))?;
         let v = v.into_shape_with_order((tokens, key_heads, head_dim)).map_err(|_| unfit("v"))?;
         cache.append_batch(index, &self.seqs, &self.counts, k.view(), v.view())?;
-        let o = cache.attend(index, q.view(), &self.queries, &kvcache::Options::default())?.o;
+        let o = self.attend(cache, index, q.view())?;
         let o = o.into_shape_with_order((tokens, heads * head_dim)).map_err(|_| unfit("o"))?;
         self.x += &layer.o.product(o.view())?;
         Ok(())
     }
 
+    /// Normalises and rotates the heads of queries or keys.
+    fn turn(&self, x: &mut Array2<f32>, heads: usize, norm: &Array1<f32>) -> Result<(), Error> {
+        let (config, tokens) = (&self.model.config, x.nrows());
+        let (head_dim, theta) = (config.head_dim, config.rope_theta);
+        if self.model.order == Order::LlamaCpp {
+            let x = x.as_slice_mut().unwrap_or_default();
+            llama_cpp::rms_norm(x, norm.as_slice().unwrap_or_default(), config.rms_norm_eps);
+            llama_cpp::rotate(x, heads * head_dim, head_dim, theta, &self.positions);
+            return Ok(());
+        }
+        let rows = x.view_mut().into_shape_with_order((tokens * heads, head_dim));
+        let rows = rows.map_err(|_| unfit("x"))?;
+        let workspace = &mut Workspace::new(tokens * heads, head_dim, &Default::default())?;
+        layer_norm_in_place(rows, None, &self.norm_options(norm), workspace)?;
+        let x = x.as_slice_mut().unwrap_or_default();
+        Ok(rotate(x, heads, head_dim, tokens, &self.rope, Direction::Forward)?)
+    }
+
+    fn attend(
+        &self,
+        cache: &mut Cache,
+        index: usize,
+        q: ArrayView3<'_, f32>,
+    ) -> Result<Array3<f32>, Error> {
+        if self.model.order == Order::Own {
+            let queries: Vec<_> = self.chunks.iter().map(Chunk::queries).collect();
+            return Ok(cache.attend(index, q, &queries, &kvcache::Options::default())?.o);
+        }
+        let mut o = try_array("o", q.dim())?;
+        let (mut q, mut o_left) = (q, o.view_mut());
+        for chunk in self.chunks {
+            let len = cache.layer_len(index, chunk.seq)?;
+            let base = len - chunk.tokens.len();
+            let (q_rows, q_rest) = q.split_at(Axis(0), chunk.tokens.len());
+            let (o_rows, o_rest) = o_left.split_at(Axis(0), chunk.tokens.len());
+            let rows = cache.read(index, chunk.seq, 0, len)?;
+            llama_cpp::attention_into(o_rows, q_rows, rows, |row, key| chunk.sees(base, row, key))?;
+            (q, o_left) = (q_rest, o_rest);
+        }
+        Ok(o)
+    }
+
     fn feed_forward(&mut self, layer: &Layer) -> Result<(), Error> {
+        if self.x.is_empty() {
+            return Ok(());
+        }
         let h = self.norm(self.x.view(), &layer.feed_forward_norm)?;
         let [mut gate, up] = products([&layer.gate, &layer.up], h.view())?;
+        let swiglu = match self.model.order {
+            Order::Own => swiglu,
+            Order::LlamaCpp => llama_cpp::swiglu,
+        };
         let (gate_row, up_row) = (gate.as_slice_mut().unwrap_or_default(), up.as_slice());
         let parts =
             gate_row.par_chunks_mut(GRAIN).zip(up_row.unwrap_or_default().par_chunks(GRAIN));
-        parts.for_each(|(gate, up)| {
-            for (gate, up) in gate.iter_mut().zip(up) {
-                *gate = *gate / (1.0 + (-*gate).exp()) * up;
-            }
-        });
+        parts.for_each(|(gate, up)| swiglu(gate, up));
         self.x += &layer.down.product(gate.view())?;
         Ok(())
     }
 
-    fn logits(self, rows: LogitRows) -> Result<Array2<f32>, Error> {
-        let x = match rows {
-            LogitRows::None => return Ok(try_array("logits", (0, self.model.config.vocab_size))?),
-            LogitRows::All => self.x.view().into_owned(),
-            LogitRows::Last => {
-                let ends = self.counts.iter().scan(0, |end, count| {
-                    *end += count;
-                    Some(*end - 1)
-                });
-                self.x.select(Axis(0), &ends.collect::<Vec<_>>())
-            }
+    /// Keeps the rows of the residual stream that get logits.
+    fn select(&mut self, rows: LogitRows) {
+        let ends = self.counts.iter().scan(0, |end, count| {
+            *end += count;
+            Some(*end - 1)
+        });
+        self.x = match rows {
+            LogitRows::All => return,
+            LogitRows::Last => self.x.select(Axis(0), &ends.collect::<Vec<_>>()),
+            LogitRows::None => Array2::zeros((0, self.x.ncols())),
         };
-        let h = self.norm(x.view(), &self.model.norm)?;
+    }
+
+    fn logits(self) -> Result<Array2<f32>, Error> {
+        if self.x.is_empty() {
+            return Ok(Array2::zeros((0, self.model.config.vocab_size)));
+        }
+        let h = self.norm(self.x.view(), &self.model.norm)?;
         self.model.head().product(h.view())
     }
 
     fn norm(&self, x: ArrayView2<'_, f32>, gamma: &Array1<f32>) -> Result<Array2<f32>, Error> {
         let (rows, columns) = x.dim();
+        if self.model.order == Order::LlamaCpp {
+            let (mut y, gamma) = (x.to_owned(), gamma.as_slice().unwrap_or_default());
+            let eps = self.model.config.rms_norm_eps;
+            llama_cpp::rms_norm(y.as_slice_mut().unwrap_or_default(), gamma, eps);
+            return Ok(y);
+        }
         let mut y = try_array("y", (rows, columns))?;
         let workspace = &mut Workspace::new(rows, columns, &Default::default())?;
         layer_norm_into(y.view_mut(), None, x, &self.norm_options(gamma), workspace)?;
@@ -170,6 +226,13 @@ impl<'a> Step<'a> {
             gamma: Some(gamma.view()),
             ..Options::default()
         }
+    }
+}
+
+/// `gate = silu(gate) * up`.
+fn swiglu(gate: &mut [f32], up: &[f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = *gate / (1.0 + (-*gate).exp()) * up;
     }
 }
 

@@ -4,18 +4,28 @@ use kvcache::{Cache, Layout};
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
 
-use super::Matrix;
+use super::{Matrix, llama_cpp};
 use crate::{Config, Error, PackedMatrix, Ternary, Weights};
 
 /// A Qwen3 model for inference.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Model {
     pub(super) config: Config,
+    pub(super) order: Order,
     pub(super) embedding: Matrix,
     pub(super) layers: Vec<Layer>,
     pub(super) norm: Array1<f32>,
     /// `None`: the embedding.
     pub(super) head: Option<Matrix>,
+}
+
+/// The order in which a step adds and rounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Of this workspace's kernels.
+    Own,
+    /// Of llama.cpp's.
+    LlamaCpp,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -43,16 +53,30 @@ impl Model {
         Self::build(config, weights, |w| Ok(Matrix::Float(w.as_standard_layout().into_owned())))
     }
 
-    /// A model that computes in f32, but rounds activations before every product as llama.cpp does for
-    /// weights of type `Q2_0`: to int8 in blocks of 32 with an f16 scale. Its logits are llama.cpp's to
-    /// within the rounding of f32, where [`float`](Self::float)'s and [`packed`](Self::packed)'s are
-    /// within that of 8 bits; to check an exported file with.
+    /// A model that computes what llama.cpp computes with the file that
+    /// [`write_gguf`](crate::formats::write_gguf) writes, in its order of operations: to check an
+    /// exported file with. Slow, since it is plain loops.
+    ///
+    /// With ternary weights activations are rounded to int8 in blocks of 32. The logits have
+    /// llama.cpp's bits where it runs with AVX-512, keys and values in f32 and no flash attention, for
+    /// one sequence whose prompt is one chunk and whose other tokens are chunks of one. Elsewhere, in
+    /// other chunks and with trees they differ by the rounding of f32, and by that of 8 bits where a
+    /// number lies at the edge between two integers.
     ///
     /// # Errors
-    /// As [`float`](Self::float).
+    /// As [`float`](Self::float), and [`packed`](Self::packed) if the weights are ternary.
     pub fn like_llama_cpp(config: Config, weights: Weights) -> Result<Self, Error> {
         weights.check(&config)?;
-        Self::build(config, weights, |w| Ok(Matrix::Blocks(w.as_standard_layout().into_owned())))
+        let projection = config.ternary;
+        let model = Self::build(config, weights, |w| {
+            Ok(Matrix::LlamaCpp(match projection {
+                Some(projection) => {
+                    llama_cpp::Weights::Ternary(Ternary::of_ternary(&w, projection.group)?)
+                }
+                None => llama_cpp::Weights::Float(w.as_standard_layout().into_owned()),
+            }))
+        })?;
+        Ok(Self { order: Order::LlamaCpp, ..model })
     }
 
     /// A model whose matrices are packed: 2 bits a weight, activations in int8 per token. The weights
@@ -97,6 +121,7 @@ impl Model {
             layers: layers.collect::<Result<_, Error>>()?,
             norm: weights.norm,
             head: weights.head.map(matrix).transpose()?,
+            order: Order::Own,
             config,
         })
     }
