@@ -20,6 +20,7 @@ use ndarray::{
     Array1, Array2, Array3, Array4, ArrayD, ArrayView2, ArrayView3, ArrayView4, Dimension, IxDyn,
 };
 use proptest::prelude::*;
+use tensor_utils::testing::property_config;
 use tensor_utils::{Isa, IsaError, ShapeError};
 
 /// Shapes of a call.
@@ -461,7 +462,7 @@ fn packed_calls() {
 }
 
 proptest! {
-    #![proptest_config(common::forward::proptest_config("proptest-regressions/errors.txt"))]
+    #![proptest_config(property_config(64, "proptest-regressions/errors.txt"))]
 
     /// Whatever the shapes and numbers: all forms agree whether the call is good, and none panics.
     #[test]

@@ -9,9 +9,9 @@ use attn_flash_bwd::{
     Gradients, Inputs, Strategy, Tiling, VarlenInputs, Workspace, attention_backward,
     attention_varlen_backward,
 };
-use common::{Broadcast, Call, Features, Sizes, UserMask, check_same, in_pool};
+use common::{Broadcast, Call, Features, Sizes, UserMask, check_same};
 use ndarray::{Array3, Array4, ArrayView4, Axis, Slice};
-use tensor_utils::testing::{Poison, check_same_bits, isas, repeats, thread_counts};
+use tensor_utils::testing::{Poison, check_same_bits, in_pool, isas, repeats, thread_counts};
 use tensor_utils::{Element, bf16, f16};
 
 /// Wide in each direction in which work is shared out: batch, heads, queries of one head, keys of

@@ -11,9 +11,9 @@ use attn_flash_bwd::{
     VarlenInputs, Workspace, attention_backward, attention_backward_into,
     attention_varlen_backward, attention_varlen_backward_into,
 };
-use common::{Broadcast, Call, Features, Sizes, in_pool};
+use common::{Broadcast, Call, Features, Sizes};
 use ndarray::{Array3, Array4};
-use tensor_utils::testing::PeakAlloc;
+use tensor_utils::testing::{PeakAlloc, in_pool};
 use tensor_utils::{Element, Isa, bf16};
 
 #[global_allocator]

@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use rand::RngExt;
 use strategies::{features, sizes};
-use tensor_utils::testing::{Poison, Seeded, isas};
+use tensor_utils::testing::{Poison, Seeded, isas, property_config};
 use tensor_utils::{Element, bf16, f16};
 
 /// One of the instruction sets, block sizes and strategies.
@@ -40,7 +40,7 @@ macro_rules! with_type {
 }
 
 proptest! {
-    #![proptest_config(common::forward::proptest_config("proptest-regressions/properties.txt"))]
+    #![proptest_config(property_config(64, "proptest-regressions/properties.txt"))]
 
     #[test]
     fn agrees_with_reference(

@@ -16,6 +16,7 @@ use attn_flash::{
 };
 use ndarray::{Array2, Array3, Array4, ArrayD, ArrayView3, ArrayView4, IxDyn};
 use proptest::prelude::*;
+use tensor_utils::testing::property_config;
 use tensor_utils::{Isa, IsaError, ShapeError};
 
 /// Shapes of `q`, `k` and `v`.
@@ -426,7 +427,7 @@ fn packed_shapes_and_options() {
 }
 
 proptest! {
-    #![proptest_config(common::proptest_config("proptest-regressions/errors.txt"))]
+    #![proptest_config(property_config(64, "proptest-regressions/errors.txt"))]
 
     /// Whatever the shapes and numbers: all forms agree whether the call is good, and none panics.
     #[test]

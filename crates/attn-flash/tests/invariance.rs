@@ -9,9 +9,8 @@ use attn_flash::{
 };
 use common::{Broadcast, Features, Inputs, Setting, Sizes, UserMask, attention_tiled};
 use ndarray::{Array2, Array3, Array4, ArrayView4, Axis, Slice};
-use rayon::ThreadPoolBuilder;
 use tensor_utils::testing::{
-    Guarded, Poison, batch_sizes, check_same_bits, isas, repeats, thread_counts,
+    Guarded, Poison, batch_sizes, check_same_bits, in_pool, isas, repeats, thread_counts,
 };
 use tensor_utils::{Element, bf16, f16};
 
@@ -60,10 +59,6 @@ macro_rules! for_all_calls {
 fn assert_same<T: Element>(got: &Attention<T>, want: &Attention<T>, what: &str) {
     check_same_bits(&got.o, &want.o).unwrap_or_else(|error| panic!("{what}: o: {error}"));
     check_same_bits(&got.lse, &want.lse).unwrap_or_else(|error| panic!("{what}: lse: {error}"));
-}
-
-fn in_pool<R: Send>(threads: usize, run: impl FnOnce() -> R + Send) -> R {
-    ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run)
 }
 
 #[test]

@@ -17,7 +17,9 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use rand::RngExt;
 use strategies::{features, sizes};
-use tensor_utils::testing::{Poison, Seeded, Tolerance, check_close, check_same_bits, isas};
+use tensor_utils::testing::{
+    Poison, Seeded, Tolerance, check_close, check_same_bits, isas, property_config,
+};
 use tensor_utils::{Element, bf16, f16};
 
 /// One of the instruction sets and block sizes.
@@ -99,7 +101,7 @@ macro_rules! with_type {
 }
 
 proptest! {
-    #![proptest_config(common::proptest_config("proptest-regressions/properties.txt"))]
+    #![proptest_config(property_config(64, "proptest-regressions/properties.txt"))]
 
     #[test]
     fn agrees_with_reference(

@@ -8,9 +8,8 @@ use beam::{Constraint, Logit};
 use beam::{EarlyStopping, Follow, Groups, Item, Options, Rule, Search, Stop, Trie, beam_search};
 use common::{Random, search_one};
 use proptest::prelude::*;
-use rayon::ThreadPoolBuilder;
 use tensor_utils::bf16;
-use tensor_utils::testing::property_cases;
+use tensor_utils::testing::{in_pool, property_cases};
 
 fn rules() -> impl Strategy<Value = Rule> {
     prop_oneof![
@@ -103,10 +102,7 @@ proptest! {
 
     #[test]
     fn threads_change_nothing(call in calls()) {
-        let run = |threads| {
-            let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| call.run::<bf16>())
-        };
+        let run = |threads| in_pool(threads, || call.run::<bf16>());
         prop_assert_eq!(run(1), run(3));
     }
 

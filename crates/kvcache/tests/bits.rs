@@ -7,8 +7,7 @@ mod common;
 
 use kvcache::{Attention, Cache, Config, Layout, Options, Queries, SeqId, Storage};
 use ndarray::{Array3, ArrayView3, Axis, concatenate, s};
-use rayon::ThreadPoolBuilder;
-use tensor_utils::testing::{Seeded, isas};
+use tensor_utils::testing::{Seeded, in_pool, isas};
 
 /// Two chunks of 1024 positions and a part of a block.
 const LEN: usize = 1150;
@@ -178,8 +177,7 @@ fn neighbours_and_threads() {
                     lse: want.lse.slice(s![QUERIES - count.., ..]).to_owned(),
                 };
                 for threads in [1, 2, 3, 7] {
-                    let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                    let got = pool.install(|| attend(&cache, q.view(), &batch, options));
+                    let got = in_pool(threads, || attend(&cache, q.view(), &batch, options));
                     let at = place * count;
                     let got = Attention {
                         o: got.o.slice(s![at..at + count, .., ..]).to_owned(),

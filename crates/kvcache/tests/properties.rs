@@ -4,11 +4,11 @@
 
 mod common;
 
-use common::{Pair, config, op, proptest_config};
+use common::{Pair, config, op};
 use kvcache::{Cache, Config, Layout, Options};
 use ndarray::Array3;
 use proptest::prelude::*;
-use tensor_utils::testing::isas;
+use tensor_utils::testing::{isas, property_config};
 
 const REGRESSIONS: &str = "proptest-regressions/properties.txt";
 
@@ -24,7 +24,7 @@ fn run(config: &Config, ops: &[common::Op], seed: u64) {
 }
 
 proptest! {
-    #![proptest_config(proptest_config(200, REGRESSIONS))]
+    #![proptest_config(property_config(200, REGRESSIONS))]
 
     #[test]
     fn cache_agrees_with_a_plain_model(
@@ -37,7 +37,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(proptest_config(10_000, REGRESSIONS))]
+    #![proptest_config(property_config(10_000, REGRESSIONS))]
 
     #[test]
     #[ignore = "10,000 sequences of up to 80 operations"]

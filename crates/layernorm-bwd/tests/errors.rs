@@ -14,6 +14,7 @@ use layernorm_bwd::{
 };
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, arr0, array};
 use proptest::prelude::*;
+use tensor_utils::testing::property_config;
 use tensor_utils::{Isa, IsaError, ShapeError};
 
 /// Runs both passes in every form, with `x` and `dy` of these shapes; without the values.
@@ -261,7 +262,7 @@ fn scalars_have_no_rows() {
 }
 
 proptest! {
-    #![proptest_config(common::proptest_config("proptest-regressions/errors.txt"))]
+    #![proptest_config(property_config(64, "proptest-regressions/errors.txt"))]
 
     /// Any shapes, strides and values: a result or an error, no panic.
     #[test]

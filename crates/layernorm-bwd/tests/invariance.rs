@@ -4,10 +4,12 @@
 
 mod common;
 
-use common::{Features, Inputs, Source, in_pool};
+use common::{Features, Inputs, Source};
 use layernorm_bwd::{Gradients, Kind, Tiling, Workspace, layer_norm_into};
 use ndarray::{Array2, Axis, Slice};
-use tensor_utils::testing::{Poison, batch_sizes, check_same_bits, isas, repeats, thread_counts};
+use tensor_utils::testing::{
+    Poison, batch_sizes, check_same_bits, in_pool, isas, repeats, thread_counts,
+};
 use tensor_utils::{Element, Isa, bf16, f16};
 
 /// Many segments, rows that do not fill the last, one segment, few long rows, short rows.

@@ -9,7 +9,9 @@ use layernorm_bwd::{Kind, layer_norm_reference};
 use ndarray::{Array1, Array2, Axis};
 use proptest::prelude::*;
 use proptest::sample::select;
-use tensor_utils::testing::{Poison, Tolerance, check_close, check_same_bits};
+use tensor_utils::testing::{
+    Poison, Tolerance, check_close, check_same_bits, in_pool, property_config,
+};
 use tensor_utils::{Element, Isa, bf16, f16};
 
 fn features() -> impl Strategy<Value = Features> {
@@ -63,7 +65,7 @@ where
 }
 
 proptest! {
-    #![proptest_config(common::proptest_config("proptest-regressions/properties.txt"))]
+    #![proptest_config(property_config(64, "proptest-regressions/properties.txt"))]
 
     #[test]
     fn agrees_with_the_reference(
@@ -92,7 +94,7 @@ proptest! {
         let [dx, dgamma, dbeta] = wanted;
         let wanted = Wanted { dx, dgamma, dbeta };
         let all = inputs.backward(isa);
-        let got = common::in_pool(threads, || inputs.backward_laid_out(layouts, wanted, isa));
+        let got = in_pool(threads, || inputs.backward_laid_out(layouts, wanted, isa));
         prop_assert_eq!((got.dx.is_some(), got.dgamma.is_some()), (dx, dgamma));
         if let Some(dx) = got.dx {
             check_same_bits(&dx, &all.dx).unwrap();

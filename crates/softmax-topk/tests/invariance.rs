@@ -4,10 +4,10 @@
 
 mod common;
 
-use common::{Features, Inputs, Values, in_pool, tilings};
+use common::{Features, Inputs, Values, tilings};
 use ndarray::{Array2, Axis};
 use softmax_topk::{Logit, Options, Tiling, TopK, softmax_topk_backward};
-use tensor_utils::testing::{batch_sizes, repeats, thread_counts};
+use tensor_utils::testing::{batch_sizes, in_pool, repeats, thread_counts};
 use tensor_utils::{Element, Isa, bf16, f16};
 
 fn bits<A: Element>(top: &TopK<A>) -> (Vec<u32>, Vec<u64>) {

@@ -4,13 +4,14 @@
 
 mod common;
 
-use common::{Features, Inputs, Values, in_pool, proptest_config, tilings};
+use common::{Features, Inputs, Values, tilings};
 use ndarray::{Array1, Axis};
 use proptest::prelude::*;
 use softmax_topk::{
     Draw, Error, NanPolicy, Options, Tiling, sample, softmax_topk, softmax_topk_backward,
     softmax_topk_reference,
 };
+use tensor_utils::testing::{in_pool, property_config};
 
 fn features() -> impl Strategy<Value = Features> {
     let shape = (1_usize..4, prop_oneof![1_usize..300, 1_usize..20_000]);
@@ -48,7 +49,7 @@ fn features() -> impl Strategy<Value = Features> {
 }
 
 proptest! {
-    #![proptest_config(proptest_config("proptest-regressions/properties.txt"))]
+    #![proptest_config(property_config(64, "proptest-regressions/properties.txt"))]
 
     /// The tokens are those of the reference, whatever is in the rows.
     #[test]

@@ -27,7 +27,9 @@ pub use guarded::{GuardError, Guarded, Poison};
 pub use seeded::Seeded;
 
 // How much to do.
-pub use effort::{batch_sizes, isas, property_cases, repeats, thread_counts};
+pub use effort::{
+    batch_sizes, in_pool, isas, property_cases, property_config, repeats, thread_counts,
+};
 
 // Memory.
 pub use peak_alloc::PeakAlloc;

@@ -1,14 +1,8 @@
 //! Fixed-order parallelism: the same bits on any number of threads.
 
 use proptest::prelude::*;
-use rayon::ThreadPoolBuilder;
-use tensor_utils::testing::{Seeded, property_cases, thread_counts};
+use tensor_utils::testing::{Seeded, in_pool, property_cases, thread_counts};
 use tensor_utils::{for_each_chunk, map_chunks_ordered};
-
-fn in_pool<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
-    let pool = ThreadPoolBuilder::new().num_threads(threads).build();
-    pool.expect("threads can be started").install(f)
-}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(property_cases(64)))]

@@ -7,6 +7,7 @@ use kvcache::Cache;
 use ndarray::{Array2, Axis};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
+use tensor_utils::testing::in_pool;
 use ternary_train::generate::{
     Choice, GenerateOptions, Sampling, generate, generate_beams, generate_speculatively,
     generate_with,
@@ -72,8 +73,7 @@ fn logits_do_not_depend_on_neighbours_and_threads() {
     for model in models() {
         let alone: Vec<_> = prompts.iter().map(|tokens| logits(&model, tokens)).collect();
         for threads in [1, 3] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| {
+            in_pool(threads, || {
                 let mut cache = model.cache(400).unwrap();
                 let seqs = prompts.each_ref().map(|_| cache.create().unwrap());
                 let chunks: Vec<_> =

@@ -3,6 +3,7 @@
 use ndarray::{Array2, s};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
+use tensor_utils::testing::in_pool;
 use tensor_utils::{Isa, f16};
 use ternary_train::{
     Activations, PackedMatrix, Ternary, Tiling, activations_reference, matmul_reference,
@@ -137,8 +138,7 @@ fn a_token_has_the_same_bits_alone_and_among_others_on_any_number_of_threads() {
     let x = random(70, 1300, 6);
     let all = packed.product(&Activations::new(&x, 128).unwrap(), &Tiling::default()).unwrap();
     for threads in [1, 2, 3, 8] {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| {
+        in_pool(threads, || {
             for t in [0, 1, 33, 69] {
                 let one = Activations::new(&x.slice(s![t..=t, ..]).to_owned(), 128).unwrap();
                 let got = packed.product(&one, &Tiling::default()).unwrap();

@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use rayon::ThreadPoolBuilder;
+use tensor_utils::testing::in_pool;
 use ternary_train::ops::IGNORE;
 use ternary_train::{
     Config, Error, Layout, Model, Preset, Projection, StepReport, TrainOptions, Trainer, View,
@@ -131,10 +131,8 @@ fn a_resumed_training_has_the_same_bits() {
 
 #[test]
 fn the_number_of_threads_does_not_matter() {
-    let run = |threads| {
-        let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| bits(&train(&tiny(true), &options()).0.weights().unwrap()))
-    };
+    let run =
+        |threads| in_pool(threads, || bits(&train(&tiny(true), &options()).0.weights().unwrap()));
     let one = run(1);
     assert!(one == run(2) && one == run(5));
 }

@@ -121,7 +121,8 @@ impl Outside {
     /// Unpacks all packages, since they depend on each other.
     fn new(workspace: &Workspace) -> Result<Self> {
         let folder = TempDir::new().context("no temporary folder")?;
-        let mut patch = String::from("[patch.crates-io]\n");
+        // A package brings no profile, and kernels without optimisation are too slow to test.
+        let mut config = String::from("[profile.dev]\nopt-level = 2\n\n[patch.crates-io]\n");
         let outside = Self { folder, target: workspace.target.join("package-check/build") };
         for package in workspace.packages.iter().filter(|package| package.has_kernels()) {
             let file = format!("{}-{}.crate", package.name, package.version);
@@ -131,10 +132,10 @@ impl Outside {
             let status = status.context("cannot run tar")?;
             anyhow::ensure!(status.success(), "cannot unpack {}", file.display());
             let path = outside.unpacked(package);
-            patch += &format!("{} = {{ path = {path:?} }}\n", package.name);
+            config += &format!("{} = {{ path = {path:?} }}\n", package.name);
         }
         fs::create_dir(outside.folder.path().join(".cargo"))?;
-        fs::write(outside.folder.path().join(".cargo/config.toml"), patch)?;
+        fs::write(outside.folder.path().join(".cargo/config.toml"), config)?;
         Ok(outside)
     }
 

@@ -12,7 +12,6 @@ use attn_flash_bwd::{
     attention_backward_into, attention_backward_naive, attention_backward_reference,
 };
 use ndarray::{Array, Array3, Array4, ArrayD, ArrayRef, ArrayViewMut, Dimension, IntoDimension};
-use rayon::ThreadPoolBuilder;
 use tensor_utils::testing::{
     CompareError, Guarded, Poison, Seeded, Tolerance, check_close, check_same_bits, isas,
 };
@@ -119,10 +118,6 @@ pub(crate) fn tiling(
     isa: Isa,
 ) -> Tiling {
     Tiling { query_block, key_block, strategy, isa: Some(isa) }
-}
-
-pub(crate) fn in_pool<R: Send>(threads: usize, run: impl FnOnce() -> R + Send) -> R {
-    ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run)
 }
 
 /// A backward pass with all that goes into it.

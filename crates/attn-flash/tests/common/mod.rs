@@ -7,19 +7,9 @@ use attn_flash::{
     Workspace, attention_into,
 };
 use ndarray::{Array2, Array3, Array4, ArrayD, ArrayView4, IxDyn};
-use proptest::test_runner::{Config as ProptestConfig, FileFailurePersistence};
 use rand::RngExt;
-use tensor_utils::testing::{Case, Guarded, Poison, Seeded, Tolerance, isas, property_cases};
+use tensor_utils::testing::{Case, Guarded, Poison, Seeded, Tolerance, isas};
 use tensor_utils::{Element, Isa};
-
-/// 64 cases, or as many as [`property_cases`] says; failures are kept in `file`.
-pub(crate) fn proptest_config(file: &'static str) -> ProptestConfig {
-    ProptestConfig {
-        cases: property_cases(64),
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
-        ..ProptestConfig::default()
-    }
-}
 
 /// Small tiles, whose edges small inputs straddle, and the default ones, on every instruction set.
 pub(crate) fn tilings() -> Vec<Tiling> {

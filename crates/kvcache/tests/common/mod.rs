@@ -9,18 +9,8 @@ use kvcache::{
 };
 use ndarray::{Array2, Array3, ArrayView3, Axis, concatenate};
 use proptest::prelude::*;
-use proptest::test_runner::{Config as ProptestConfig, FileFailurePersistence};
-use tensor_utils::testing::{Seeded, property_cases};
+use tensor_utils::testing::Seeded;
 use tensor_utils::{bf16, f16};
-
-/// As many cases as [`property_cases`] says, usually `cases`; failures are kept in `file`.
-pub(crate) fn proptest_config(cases: u32, file: &'static str) -> ProptestConfig {
-    ProptestConfig {
-        cases: property_cases(cases),
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
-        ..ProptestConfig::default()
-    }
-}
 
 /// A number as float storage keeps it.
 pub(crate) fn stored(storage: Storage, x: f32) -> f32 {

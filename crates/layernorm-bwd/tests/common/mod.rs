@@ -9,24 +9,8 @@ use layernorm_bwd::{
 use ndarray::{
     Array, Array1, Array2, ArrayView2, ArrayViewMut, Axis, Dimension, IntoDimension, Slice,
 };
-use proptest::test_runner::{Config as ProptestConfig, FileFailurePersistence};
-use rayon::ThreadPoolBuilder;
-use tensor_utils::testing::{Guarded, Poison, Seeded, Tolerance, property_cases};
+use tensor_utils::testing::{Guarded, Poison, Seeded, Tolerance};
 use tensor_utils::{Element, Isa};
-
-/// 64 cases, or as many as [`property_cases`] says; failures are kept in `file`.
-pub(crate) fn proptest_config(file: &'static str) -> ProptestConfig {
-    ProptestConfig {
-        cases: property_cases(64),
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
-        ..ProptestConfig::default()
-    }
-}
-
-/// Runs in a pool of so many threads.
-pub(crate) fn in_pool<R: Send>(threads: usize, run: impl FnOnce() -> R + Send) -> R {
-    ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run)
-}
 
 /// Some roundings of numbers of the size of 1.
 pub(crate) fn tolerance<T: Element>() -> Tolerance {

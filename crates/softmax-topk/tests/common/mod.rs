@@ -3,34 +3,18 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use ndarray::{Array1, Array2, ArrayView2, Axis, Slice};
-use proptest::test_runner::{Config as ProptestConfig, FileFailurePersistence};
 use rand::RngExt;
-use rayon::ThreadPoolBuilder;
 use softmax_topk::{
     Error, Logit, Mask, NanPolicy, Options, Passes, PerRow, Tiling, TopK, TopKGradients, Workspace,
     softmax_topk, softmax_topk_into,
 };
-use tensor_utils::testing::{Seeded, Tolerance, isas, property_cases};
-
-/// 64 cases, or as many as [`property_cases`] says; failures are kept in `file`.
-pub(crate) fn proptest_config(file: &'static str) -> ProptestConfig {
-    ProptestConfig {
-        cases: property_cases(64),
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
-        ..ProptestConfig::default()
-    }
-}
+use tensor_utils::testing::{Seeded, Tolerance, isas};
 
 /// Every instruction set with every number of passes.
 pub(crate) fn tilings() -> Vec<Tiling> {
     let both = [Passes::One, Passes::Two];
     let of = |isa| both.map(|passes| Tiling { isa: Some(isa), passes });
     isas().into_iter().flat_map(of).collect()
-}
-
-/// Runs in a pool of so many threads.
-pub(crate) fn in_pool<R: Send>(threads: usize, run: impl FnOnce() -> R + Send) -> R {
-    ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run)
 }
 
 /// Some roundings of log-probabilities, which are of the size of `size`.

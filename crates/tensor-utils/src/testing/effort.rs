@@ -3,6 +3,9 @@
 use std::env;
 use std::ops::RangeInclusive;
 
+use proptest::test_runner::{Config, FileFailurePersistence};
+use rayon::ThreadPoolBuilder;
+
 use crate::Isa;
 
 /// `deep` asks for all of it.
@@ -17,6 +20,16 @@ pub fn property_cases(usual: u32) -> u32 {
     wanted.unwrap_or(if is_deep() { 10_000 } else { usual })
 }
 
+/// The configuration of a property: as many cases as [`property_cases`] says, and failures kept in
+/// `file`, a path from the crate's folder, to be tried again.
+pub fn property_config(usual: u32, file: &'static str) -> Config {
+    Config {
+        cases: property_cases(usual),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
+        ..Config::default()
+    }
+}
+
 /// How often a call is repeated that must give the same bits every time: 50, or 250 in a deep run.
 pub fn repeats() -> usize {
     if is_deep() { 250 } else { 50 }
@@ -25,6 +38,15 @@ pub fn repeats() -> usize {
 /// The sizes of pool that must give the same bits: 1, 2, 3 and 8 threads, or 1 to 16 in a deep run.
 pub fn thread_counts() -> impl Iterator<Item = usize> {
     chosen(1..=16, &[1, 2, 3, 8])
+}
+
+/// Runs in a pool of so many threads.
+///
+/// # Panics
+/// If the threads cannot be started.
+pub fn in_pool<R: Send>(threads: usize, run: impl FnOnce() -> R + Send) -> R {
+    let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.expect("threads can be started").install(run)
 }
 
 /// The sizes of batch in which a row must have the same bits: 1, 2, 7 and 33, or 1 to 64 in a deep run.
