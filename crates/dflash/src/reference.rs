@@ -73,7 +73,7 @@ pub fn tree_mask_reference(parents: &[i64], prompt: usize) -> Array2<bool> {
     let size = prompt + parents.len();
     Array2::from_shape_fn((size, size), |(i, j)| {
         if i < prompt || j < prompt {
-            return j <= i && (i >= prompt || j < prompt);
+            return j <= i;
         }
         let mut at = (i - prompt) as i64;
         while at >= 0 {

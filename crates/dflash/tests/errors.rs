@@ -134,6 +134,8 @@ fn budgets_and_scores_out_of_range() {
     names(best_first_by(5, |_| Ok(vec![(1, -0.5), (1, -0.7)])), &["siblings", "token 1"]);
     let fails = || Error::Callback { who: "drafter", source: "no".into() };
     names(best_first_by(5, |_| Err(fails())), &["drafter failed"]);
+    // Without a budget nobody is asked.
+    assert!(best_first_by(0, |_| Err(fails())).unwrap().tree.is_empty());
 
     names(CostCurve::new(&[]), &["`points`", "none"]);
     names(CostCurve::new(&[(2, 1.0), (2, 1.0)]), &["`points`", "ascending"]);

@@ -59,6 +59,29 @@ fn distance(outcomes: &Outcomes<Vec<u32>>, length: usize, target: &Table) -> f64
     total_variation(&got, &autoregressive(length, target.target()).unwrap())
 }
 
+/// Refuses whatever it may, and picks the likeliest.
+struct Never;
+
+impl Choices for Never {
+    fn accept(&mut self, _: f64) -> bool {
+        false
+    }
+
+    fn pick(&mut self, weights: &[f64]) -> usize {
+        (0..weights.len()).max_by(|&a, &b| weights[a].total_cmp(&weights[b])).unwrap()
+    }
+}
+
+/// Where the laws are equal nothing is left after a rejection: there was none, however the decision
+/// was rounded.
+#[test]
+fn what_cannot_be_rejected_is_accepted() {
+    let law = |_: &[u32]| Law::from_probabilities(&[0.25, 0.75]);
+    let drawn = DrawnTree::draw(&[1, 1], Siblings::Distinct, 9, law, &mut Never).unwrap();
+    let accepted = accept_drawn_by(&drawn, |_| law(&[]), &mut Never).unwrap();
+    assert_eq!((accepted.nodes, accepted.tokens), (vec![0, 1], vec![1, 1, 1]));
+}
+
 /// The law of drawing a tree and accepting from it.
 fn drawn_outcomes(
     widths: &[usize],

@@ -109,6 +109,14 @@ fn argmax_of_every_kind_of_row() {
     assert_eq!(argmax(array![1.0, f64::INFINITY, f64::INFINITY].view(), 0).unwrap(), 1);
 }
 
+/// The arrays of the reference may repeat a sibling, which a tree does not.
+#[test]
+fn the_reference_takes_the_first_of_equal_siblings() {
+    let logits = array![[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]];
+    let accepted = accept_greedy_reference(&[1, 1], &[-1, -1], logits.view()).unwrap();
+    assert_eq!((accepted.nodes, accepted.tokens), (vec![0], vec![1, 0]));
+}
+
 #[test]
 fn mask_and_positions_of_an_example() {
     let tree = TokenTree::new(&[1, 2, 3, 4], &[-1, -1, 0, 2]).unwrap();
@@ -128,6 +136,7 @@ fn mask_and_positions_of_an_example() {
     assert_eq!(tree.pass_parents(), [-1, 0, 0, 1, 3]);
     assert_eq!(tree.path(3), [0, 2, 3]);
     assert_eq!(tree.max_depth(), 3);
+    assert!(!tree.is_empty() && TokenTree::empty().is_empty());
     assert!(tree.positions(usize::MAX).is_none());
 }
 
