@@ -59,6 +59,14 @@ fn distance(outcomes: &Outcomes<Vec<u32>>, length: usize, target: &Table) -> f64
     total_variation(&got, &autoregressive(length, target.target()).unwrap())
 }
 
+#[test]
+fn total_variation_counts_what_either_lacks() {
+    let a = Outcomes::from([(1, 0.5), (2, 0.5)]);
+    let b = Outcomes::from([(2, 0.25), (3, 0.75)]);
+    assert_eq!((total_variation(&a, &b), total_variation(&b, &a)), (0.75, 0.75));
+    assert_eq!(total_variation(&a, &a), 0.0);
+}
+
 /// Refuses whatever it may, and picks the likeliest.
 struct Never;
 
