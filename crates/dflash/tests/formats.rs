@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use dflash::formats::{eagle, sglang};
-use dflash::{TokenTree, accept_greedy};
+use dflash::{Accepted, TokenTree, accept_greedy};
 use ndarray::{Array2, array};
 
 /// SGLang, `test_eagle_utils.py` (`verify_tree_greedy`): two trees of six nodes with the root.
@@ -38,6 +38,9 @@ fn sglang_verification() {
     // A path that does not fit the table.
     assert!(trees.outcome(&accepted, 3).is_err());
     assert!(trees.outcome(&accepted[..1], 4).is_err());
+    // Five nodes, so there is no node 5.
+    let beyond = Accepted { nodes: vec![5], tokens: vec![1, 2] };
+    assert!(trees.outcome(&[beyond, accepted[1].clone()], 4).is_err());
 }
 
 /// SGLang, `test_build_eagle_tree.py`: what drafting selected, top 4 of depth 4, 8 nodes.
