@@ -14,6 +14,9 @@ mod run;
 mod schedule;
 mod workspace;
 
+/// The forward pass, whose options and results the backward pass takes.
+pub use attn_flash;
+
 // Backward.
 pub use backward::{
     Gradients, GradientsMut, Inputs, VarlenGradients, VarlenGradientsMut, VarlenInputs,
