@@ -159,7 +159,7 @@ impl Outside {
         fs::create_dir_all(folder.join("src"))?;
         let mut manifest = format!(
             "[package]\nname = \"newcomer\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n\
-             [dependencies]\n{} = {:?}\n",
+             [dependencies]\n{} = \"={}\"\n",
             package.name, package.version
         );
         for companion in COMPANIONS.iter().filter(|name| example.contains(&format!("{name}::"))) {
