@@ -10,10 +10,12 @@ use serde::Serialize;
 use super::duel::Case;
 use super::machine::Machine;
 use super::precision::{Errors, PrecisionRow};
+use crate::workspace;
 
 /// Everything one run has measured.
 #[derive(Serialize)]
 pub(super) struct Report {
+    commit: String,
     machine: Machine,
     /// Names and versions.
     peers: Vec<String>,
@@ -127,7 +129,7 @@ impl Report {
             row.fraction_of_peak = arithmetic.max(row.gb_s / machine.read_gb_s);
             row.fraction_of_stream = row.gb_s / machine.stream_gb_s;
         }
-        Self { machine, peers, notes: NOTES, rows, precision }
+        Self { commit: workspace::commit(), machine, peers, notes: NOTES, rows, precision }
     }
 
     /// Writes the figures as JSON.

@@ -37,6 +37,8 @@ pub(super) struct Check {
 /// `target/verify/compare.json`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Compared {
+    #[serde(default)]
+    commit: String,
     pub(super) machine: Machine,
     pub(super) peers: Vec<String>,
     pub(super) notes: Vec<String>,
@@ -106,9 +108,8 @@ pub(super) fn results(workspace: &Workspace, args: &Args) -> Result<(Verified, C
     let (verified, compared) = (folder.join("report.json"), folder.join("compare.json"));
     let commit = workspace::commit();
     // Sources that differ from the commit may have changed since.
-    let current = |verified: &Verified| verified.commit == commit && !commit.ends_with("-dirty");
-    let old = load::<Verified>(&verified).ok().filter(|old| !args.fresh && current(old));
-    let checked_before = old.is_some();
+    let is_current = |of: &str| !args.fresh && of == commit && !commit.ends_with("-dirty");
+    let old = load(&verified).ok().filter(|old: &Verified| is_current(&old.commit));
     let verified = match old {
         Some(old) => old,
         None => {
@@ -117,14 +118,19 @@ pub(super) fn results(workspace: &Workspace, args: &Args) -> Result<(Verified, C
             load(&verified)?
         }
     };
-    if !checked_before || !compared.exists() {
-        let (python, json) = (args.python.display().to_string(), compared.display().to_string());
-        let mut arguments = vec!["compare", "--python", &python, "--json", &json];
-        arguments.extend(args.rust_peers.then_some("--rust-peers"));
-        let status = run(&arguments)?;
-        anyhow::ensure!(status, "the comparison failed; what it printed is above");
-    }
-    Ok((verified, load(&compared)?))
+    let old = load(&compared).ok().filter(|old: &Compared| is_current(&old.commit));
+    let compared = match old {
+        Some(old) => old,
+        None => {
+            let (python, json) =
+                (args.python.display().to_string(), compared.display().to_string());
+            let mut arguments = vec!["compare", "--python", &python, "--json", &json];
+            arguments.extend(args.rust_peers.then_some("--rust-peers"));
+            anyhow::ensure!(run(&arguments)?, "the comparison failed; what it printed is above");
+            load(&compared)?
+        }
+    };
+    Ok((verified, compared))
 }
 
 /// The faults, if they have been tried.
