@@ -9,15 +9,15 @@ use layernorm_bwd::{
     layer_norm_in_place, layer_norm_into,
 };
 use ndarray::{Array1, Array2, ArrayView2};
-use rayon::ThreadPoolBuilder;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use tensor_utils::testing::{PeakAlloc, Seeded};
 use tensor_utils::{Element, Float, bf16};
 
 #[global_allocator]
 static ALLOC: PeakAlloc = PeakAlloc::new();
 
-fn check<T: Element>(rows: usize, d: usize, threads: usize, segments: usize) {
-    let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+fn check<T: Element>(rows: usize, d: usize, segments: usize, pool: &ThreadPool) {
+    let threads = pool.current_num_threads();
     let mut seeded = Seeded::new(1);
     let (x, dy): (Array2<T>, Array2<T>) = (seeded.normal((rows, d)), seeded.normal((rows, d)));
     let (gamma, beta): (Array1<T>, Array1<T>) = (seeded.normal(d), seeded.normal(d));
@@ -39,8 +39,7 @@ fn check<T: Element>(rows: usize, d: usize, threads: usize, segments: usize) {
             size_of::<T::Acc>() * (6 * threads * d + (2 + 2 * threads + 4 * segments) * padded);
         assert_eq!(workspace.bytes(), formula, "{rows} x {d}, {threads} threads");
         let peak = ALLOC.peak_above_baseline();
-        // It may look like less: the threads of the pool before may be giving theirs back.
-        assert!(peak < formula + 1000 * threads, "{peak} for {formula}");
+        assert!((formula..formula + 1000 * threads).contains(&peak), "{peak} for {formula}");
         workspace
     });
     let mut run = |x: ArrayView2<'_, T>, dres: Option<ArrayView2<'_, T>>| {
@@ -77,8 +76,14 @@ fn check<T: Element>(rows: usize, d: usize, threads: usize, segments: usize) {
 
 #[test]
 fn workspace_is_all_there_is() {
-    check::<f32>(5000, 100, 3, 31);
-    check::<f32>(1000, 1030, 2, 32);
-    check::<f64>(64, 50, 1, 1);
-    check::<bf16>(3000, 700, 2, 32);
+    // Threads that start or end take or free memory of their own: they all live through the test.
+    let [one, two, three] = [1, 2, 3].map(|threads| {
+        let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.broadcast(|_| ());
+        pool
+    });
+    check::<f32>(5000, 100, 31, &three);
+    check::<f32>(1000, 1030, 32, &two);
+    check::<f64>(64, 50, 1, &one);
+    check::<bf16>(3000, 700, 32, &two);
 }

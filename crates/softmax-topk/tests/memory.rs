@@ -40,8 +40,7 @@ fn check<T: Logit>(rows: usize, vocabulary: usize, k: usize, pool: &ThreadPool) 
                 + 8 * k.min(vocabulary));
         assert_eq!(workspace.bytes(), formula, "{rows} x {vocabulary}, {threads} threads");
         let peak = ALLOC.peak_above_baseline();
-        // It may look like less: the threads of the pool before may be giving theirs back.
-        assert!(peak < formula + 1000 * threads, "{peak} for {formula}");
+        assert!((formula..formula + 1000 * threads).contains(&peak), "{peak} for {formula}");
         workspace
     });
     let mut drawn = sample(logits.view(), k, &options, draws.view()).unwrap();
