@@ -1,6 +1,6 @@
 //! One step of a model.
 
-use kvcache::{Cache, SeqId};
+use kvcache::{Cache, Queries, SeqId};
 use layernorm_bwd::{Kind, Options, Workspace, layer_norm_in_place, layer_norm_into};
 use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3, Axis};
 use rayon::prelude::*;
@@ -71,6 +71,7 @@ impl Model {
 struct Step<'a> {
     model: &'a Model,
     chunks: &'a [Chunk<'a>],
+    queries: Vec<Queries<'a>>,
     seqs: Vec<SeqId>,
     counts: Vec<usize>,
     /// Of each token.
@@ -98,6 +99,7 @@ impl<'a> Step<'a> {
         Ok(Self {
             model,
             chunks,
+            queries: chunks.iter().map(Chunk::queries).collect(),
             seqs: chunks.iter().map(|chunk| chunk.seq).collect(),
             counts: chunks.iter().map(|chunk| chunk.tokens.len()).collect(),
             rope: Rope::at(config.head_dim, config.rope_theta, positions.iter().copied()),
@@ -149,8 +151,7 @@ impl<'a> Step<'a> {
         q: ArrayView3<'_, f32>,
     ) -> Result<Array3<f32>, Error> {
         if self.model.order == Order::Own {
-            let queries: Vec<_> = self.chunks.iter().map(Chunk::queries).collect();
-            return Ok(cache.attend(index, q, &queries, &kvcache::Options::default())?.o);
+            return Ok(cache.attend(index, q, &self.queries, &kvcache::Options::default())?.o);
         }
         let mut o = try_array("o", q.dim())?;
         let (mut q, mut o_left) = (q, o.view_mut());

@@ -189,11 +189,9 @@ pub(super) fn attention_into(
     let (tokens, heads, size) = q.dim();
     let (len, key_heads, _) = k.dim();
     let scale = 1.0 / (size as f32).sqrt();
-    let by_head = |x: Array3<f32>| x.permuted_axes([1, 2, 0]).as_standard_layout().into_owned();
-    let (k, mut v_rows) =
-        (by_head(k), try_array("v", (key_heads, size, len.next_multiple_of(CACHE_ROWS)))?);
-    let k = k.permuted_axes([0, 2, 1]).as_standard_layout().into_owned();
-    v_rows.slice_axis_mut(Axis(2), (..len).into()).assign(&by_head(v));
+    // A row for each element of a head.
+    let mut v_rows = try_array("v", (key_heads, size, len.next_multiple_of(CACHE_ROWS)))?;
+    v_rows.slice_axis_mut(Axis(2), (..len).into()).assign(&v.permuted_axes([1, 2, 0]));
     let mix = if tokens > 1 && size.is_multiple_of(4) { dot_tile } else { dot };
     let rows: Vec<_> = o.axis_iter_mut(Axis(0)).collect();
     rows.into_par_iter().enumerate().for_each(|(row, mut o)| {
@@ -203,8 +201,8 @@ pub(super) fn attention_into(
             let q = q.row(head);
             let mut p = vec![f32::NEG_INFINITY; v_rows.len_of(Axis(2))];
             for (key, p) in p[..len].iter_mut().enumerate().filter(|(key, _)| sees(row, *key)) {
-                let k = k.index_axis(Axis(0), key_head);
-                *p = dot(slice(&k.row(key)), slice(&q)) * scale;
+                let k = k.index_axis(Axis(0), key);
+                *p = dot(slice(&k.row(key_head)), slice(&q)) * scale;
             }
             softmax(&mut p);
             for (o, v) in o.iter_mut().zip(v_rows.index_axis(Axis(0), key_head).rows()) {
