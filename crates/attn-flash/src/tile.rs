@@ -111,14 +111,31 @@ pub(crate) fn softmax_tile<S: Simd, A: Float, const ROWS: usize>(
             for i in 0..ROWS {
                 let reference = splat(references[i]);
                 let (mut even, mut odd) = (splat(A::ZERO), splat(A::ZERO));
-                for panel in scores.chunks_exact_mut(ROWS * width) {
+                // Two panels at a time: more hides the exponential's latency than the processor finds
+                // by itself. A row adds up its panels in their order all the same.
+                let mut pairs = scores.chunks_exact_mut(2 * ROWS * width);
+                for pair in &mut pairs {
+                    let (first, second) = pair.split_at_mut(ROWS * width);
+                    let first = &mut first[i * width..][..width];
+                    let second = &mut second[i * width..][..width];
+                    let [s0, s1] = load::<S, A, 2>(simd, first);
+                    let [s2, s3] = load::<S, A, 2>(simd, second);
+                    let x = [s0 - reference, s1 - reference, s2 - reference, s3 - reference];
+                    let p = A::exp_weights(simd, x);
+                    store::<S, A, 2>(&[p[0], p[1]], first);
+                    store::<S, A, 2>(&[p[2], p[3]], second);
+                    even += p[0];
+                    odd += p[1];
+                    even += p[2];
+                    odd += p[3];
+                }
+                for panel in pairs.into_remainder().chunks_exact_mut(ROWS * width) {
                     let scores = &mut panel[i * width..][..width];
                     let [s0, s1] = load::<S, A, 2>(simd, scores);
-                    let p0 = A::exp_nonpositive_vector(simd, s0 - reference);
-                    let p1 = A::exp_nonpositive_vector(simd, s1 - reference);
-                    store::<S, A, 2>(&[p0, p1], scores);
-                    even += p0;
-                    odd += p1;
+                    let p = A::exp_weights(simd, [s0 - reference, s1 - reference]);
+                    store::<S, A, 2>(&p, scores);
+                    even += p[0];
+                    odd += p[1];
                 }
                 sums[i] = even + odd;
             }

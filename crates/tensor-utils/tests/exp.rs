@@ -398,3 +398,73 @@ fn factors_multiply_to_the_exponential() {
     check::<f32>(f64::from(UNDERFLOW_F32));
     check::<f64>(UNDERFLOW_F64);
 }
+
+/// Applies `exp_weights` to every vector, four at a time.
+fn apply_weights<T: Float>(isa: Isa, x: &[T]) -> Vec<T> {
+    struct Apply<'a, T>(&'a mut [T]);
+
+    impl<T: Float> Kernel for Apply<'_, T> {
+        type Output = ();
+
+        fn run<S: Simd>(self, simd: S) {
+            let lanes = T::Vector::<S>::LEN;
+            simd.vectorize(
+                #[inline(always)]
+                || {
+                    for x in self.0.chunks_exact_mut(4 * lanes) {
+                        let v = std::array::from_fn(|i| {
+                            T::Vector::<S>::from_slice(simd, &x[i * lanes..][..lanes])
+                        });
+                        let weights: [_; 4] = T::exp_weights(simd, v);
+                        for (weight, x) in weights.iter().zip(x.chunks_exact_mut(lanes)) {
+                            weight.store_slice(x);
+                        }
+                    }
+                },
+            );
+        }
+    }
+
+    let mut y = x.to_vec();
+    y.resize(x.len().next_multiple_of(64), T::ZERO);
+    dispatch(isa, Apply(&mut y)).expect("only available ones are asked for");
+    y.truncate(x.len());
+    y
+}
+
+#[test]
+fn weights_are_exact_beside_one() {
+    fn check<T: Float>(underflow: f64, exact: impl Fn(T) -> f64) {
+        let mut seeded = Seeded::new(2);
+        let everywhere = seeded.uniform::<T, _>(100_000, underflow..0.0);
+        let near = seeded.uniform::<T, _>(100_000, -4.0..0.0);
+        let x: Vec<T> = everywhere.into_iter().chain(near).collect();
+        for isa in Isa::available() {
+            let (mut absolute, mut relative) = (Worst::default(), Worst::default());
+            for (&x, got) in x.iter().zip(apply_weights(isa, &x)) {
+                let (got, want) = (got.to_f64(), exact(x));
+                let error = (got - want).abs();
+                absolute.add(error / T::EPSILON, x.to_f64());
+                relative.add(error / want / T::EPSILON, x.to_f64());
+            }
+            println!("{isa}: absolute {absolute}, relative {relative}, in epsilons");
+            assert!(absolute.error <= 0.6, "{isa} {absolute}");
+            assert!(relative.error <= -underflow * 0.6, "{isa} {relative}");
+
+            let one = |x: f64| apply_weights(isa, &[T::from_f64(x)])[0].to_f64();
+            assert_eq!((one(0.0), one(-0.0)), (1.0, 1.0), "{isa}");
+            let zeros = [1.006 * underflow, 2.0 * underflow, f64::MIN, f64::NEG_INFINITY];
+            for x in zeros {
+                assert_eq!(one(x).to_bits(), 0, "{isa} {x:e}");
+            }
+            let below = one(underflow * 1.0001);
+            assert!((0.0..=T::MIN_POSITIVE).contains(&below), "{isa} {below:e}");
+            assert!(one(f64::NAN).is_nan() && one(-f64::NAN).is_nan(), "{isa}");
+        }
+    }
+    check::<f32>(f64::from(UNDERFLOW_F32), |x| f64::from(x).exp());
+    check::<f64>(UNDERFLOW_F64, |x| {
+        let (n, exp) = double_double::exp(x);
+        unscale(exp.hi, -n)
+    });
+}

@@ -37,11 +37,16 @@ pub(crate) fn weigh<S: Simd>(
                 let l = &mut l[row * 16..row * 16 + lanes];
                 let factor = S::f32s::simd_from(simd, correction[row]);
                 let mut sum = S::f32s::from_slice(simd, l) * factor;
-                for chunk in scores[..BLOCK].chunks_exact_mut(lanes) {
-                    let x = S::f32s::from_slice(simd, chunk) - max;
-                    let weight = f32::exp_nonpositive_vector(simd, x);
-                    weight.store_slice(chunk);
-                    sum += weight;
+                for scores in scores[..BLOCK].chunks_exact_mut(4 * lanes) {
+                    let mut x = [max; 4];
+                    for (x, chunk) in x.iter_mut().zip(scores.chunks_exact(lanes)) {
+                        *x = S::f32s::from_slice(simd, chunk) - max;
+                    }
+                    let weights = f32::exp_weights(simd, x);
+                    for (weight, chunk) in weights.iter().zip(scores.chunks_exact_mut(lanes)) {
+                        weight.store_slice(chunk);
+                        sum += *weight;
+                    }
                 }
                 sum.store_slice(l);
             }
