@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use rayon::ThreadPool;
 use serde_json::Value;
 
+use super::machine::Sampler;
 use super::memory::{forget_peak, peak_mb};
 use super::peer::{Input, Peer};
 use super::report::{Against, Row};
@@ -94,21 +95,26 @@ fn turns(
     pairs: usize,
 ) -> Result<Row> {
     let our_repeats = repeats(|calls| run_ours(contest, pool, calls))?;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    // Before there is memory for samples of the machine.
+    let memory = peak_mb(std::process::id());
+    let mut machine = Sampler::new()?;
+    let (mut ours, mut roofs, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     for pair in 0..=pairs {
         sleep(PAUSE);
         let our_turn = run_ours(contest, pool, our_repeats)?;
+        // Either side finds the caches full of what another one read.
+        let roof = machine.sample(pool)?;
         sleep(PAUSE);
         let peer_turn = opponent.as_mut().map(Opponent::turn).transpose()?;
         // The first pair is the warm-up.
         if pair > 0 {
             ours.push(our_turn);
+            roofs.push(roof);
             theirs.extend(peer_turn);
         }
     }
-    let memory = peak_mb(std::process::id());
     let against = opponent.map(|opponent| opponent.result(&ours, &theirs));
-    Ok(Row::new(case, pool.current_num_threads(), &ours, memory, against))
+    Ok(Row::new(case, pool.current_num_threads(), &ours, &roofs, memory, against))
 }
 
 /// A peer, once its result has been compared with ours.

@@ -19,10 +19,10 @@ const STREAMED: usize = 128 << 20;
 const BUFFERED: usize = 2048;
 /// Multiply-adds of each accumulator in one measurement.
 const STEPS: usize = 4_000_000;
-/// Measurements, of which the best counts: what disturbs one only makes it slower.
+/// Samples of [`Machine`], of which the best counts: what disturbs one only makes it slower.
 const TRIES: usize = 15;
 
-/// Upper bounds on what a kernel can reach.
+/// The machine, and the best it did in the run.
 #[derive(Debug, Serialize)]
 pub(crate) struct Machine {
     /// The processor's name.
@@ -31,6 +31,13 @@ pub(crate) struct Machine {
     pub(crate) isa: &'static str,
     /// Threads of either side.
     pub(crate) threads: usize,
+    #[serde(flatten)]
+    pub(crate) roof: Roof,
+}
+
+/// Upper bounds on what a kernel can reach.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Roof {
     /// f32 multiply-adds on all threads, two operations each.
     pub(crate) peak_gflops: f64,
     /// Reading memory on all threads.
@@ -43,31 +50,33 @@ pub(crate) struct Machine {
 impl Machine {
     /// Measures on the threads of `pool`.
     pub(super) fn measure(pool: &ThreadPool) -> Result<Self> {
-        let isa = Isa::active()?;
-        Ok(Self {
-            cpu: cpu(),
-            isa: isa.name(),
-            threads: pool.current_num_threads(),
-            peak_gflops: peak_gflops(pool, isa)?,
-            read_gb_s: read_gb_s(pool, isa)?,
-            stream_gb_s: stream_gb_s(pool, isa)?,
-        })
+        let mut sampler = Sampler::new()?;
+        let mut roof = sampler.sample(pool)?;
+        for _ in 1..TRIES {
+            roof = roof.best_of(sampler.sample(pool)?);
+        }
+        Ok(Self { cpu: cpu(), isa: sampler.isa.name(), threads: pool.current_num_threads(), roof })
     }
 
     /// The better of two measurements of the same machine.
     pub(super) fn best_of(self, other: &Self) -> Self {
+        Self { roof: self.roof.best_of(other.roof), ..self }
+    }
+}
+
+impl Roof {
+    fn best_of(self, other: Self) -> Self {
         Self {
             peak_gflops: self.peak_gflops.max(other.peak_gflops),
             read_gb_s: self.read_gb_s.max(other.read_gb_s),
             stream_gb_s: self.stream_gb_s.max(other.stream_gb_s),
-            ..self
         }
     }
 }
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cpu, isa, threads, peak_gflops, read_gb_s, stream_gb_s } = self;
+        let Self { cpu, isa, threads, roof: Roof { peak_gflops, read_gb_s, stream_gb_s } } = self;
         write!(
             f,
             "{cpu}, {isa}, {threads} threads: peak {peak_gflops:.0} GFLOP/s (f32), \
@@ -89,47 +98,61 @@ pub(crate) fn cpu() -> String {
     std::env::consts::ARCH.to_owned()
 }
 
-fn peak_gflops(pool: &ThreadPool, isa: Isa) -> Result<f64> {
-    let mut best = 0.0_f64;
-    for _ in 0..TRIES {
-        let start = Instant::now();
-        let flops =
-            pool.broadcast(|_| dispatch(isa, MultiplyAdd)).into_iter().sum::<Result<f64, _>>()?;
-        best = best.max(flops / start.elapsed().as_secs_f64() / 1e9);
-    }
-    Ok(best)
+/// Takes samples of what the machine does at the moment; holds the memory for them.
+pub(super) struct Sampler {
+    isa: Isa,
+    read: Vec<f32>,
+    streamed: [Vec<f32>; 3],
 }
 
-fn read_gb_s(pool: &ThreadPool, isa: Isa) -> Result<f64> {
-    let buffer = vec![1.0_f32; BUFFER / size_of::<f32>()];
-    let part = buffer.len() / pool.current_num_threads();
-    let mut best = 0.0_f64;
-    for _ in 0..TRIES {
+impl Sampler {
+    pub(super) fn new() -> Result<Self> {
+        Ok(Self {
+            isa: Isa::active()?,
+            read: vec![1.0; BUFFER / size_of::<f32>()],
+            streamed: [0.0, 1.0, 2.0].map(|x| vec![x; STREAMED / size_of::<f32>()]),
+        })
+    }
+
+    /// One measurement of each, some 10 ms long.
+    pub(super) fn sample(&mut self, pool: &ThreadPool) -> Result<Roof> {
+        let past_caches = self.stream_gb_s(pool, true)?;
+        Ok(Roof {
+            peak_gflops: self.peak_gflops(pool)?,
+            read_gb_s: self.read_gb_s(pool)?,
+            stream_gb_s: self.stream_gb_s(pool, false)?.max(past_caches),
+        })
+    }
+
+    fn peak_gflops(&self, pool: &ThreadPool) -> Result<f64> {
         let start = Instant::now();
-        let read = |thread: usize| dispatch(isa, Read(&buffer[thread * part..][..part]));
+        let flops = pool.broadcast(|_| dispatch(self.isa, MultiplyAdd)).into_iter();
+        Ok(flops.sum::<Result<f64, _>>()? / start.elapsed().as_secs_f64() / 1e9)
+    }
+
+    fn read_gb_s(&self, pool: &ThreadPool) -> Result<f64> {
+        let part = self.read.len() / pool.current_num_threads();
+        let start = Instant::now();
+        let read = |thread: usize| dispatch(self.isa, Read(&self.read[thread * part..][..part]));
         let read: Vec<Result<(), IsaError>> = pool.broadcast(|context| read(context.index()));
         let seconds = start.elapsed().as_secs_f64();
         read.into_iter().collect::<Result<(), _>>()?;
         let bytes = part * pool.current_num_threads() * size_of::<f32>();
-        best = best.max(bytes as f64 / seconds / 1e9);
+        Ok(bytes as f64 / seconds / 1e9)
     }
-    Ok(best)
-}
 
-fn stream_gb_s(pool: &ThreadPool, isa: Isa) -> Result<f64> {
-    let [b, c, mut a] = [1.0, 2.0, 0.0].map(|x| vec![x; STREAMED / size_of::<f32>()]);
-    let part = a.len().div_ceil(pool.current_num_threads());
-    let mut best = 0.0_f64;
-    for past_caches in [false, true].repeat(TRIES) {
+    fn stream_gb_s(&mut self, pool: &ThreadPool, past_caches: bool) -> Result<f64> {
+        let (isa, [a, b, c]) = (self.isa, &mut self.streamed);
+        let part = a.len().div_ceil(pool.current_num_threads());
         let start = Instant::now();
         pool.install(|| {
             let parts = a.par_chunks_mut(part).zip(b.par_chunks(part)).zip(c.par_chunks(part));
             parts.try_for_each(|((a, b), c)| dispatch(isa, Add { a, b, c, past_caches }))
         })?;
-        best = best.max((3 * STREAMED) as f64 / start.elapsed().as_secs_f64() / 1e9);
+        let seconds = start.elapsed().as_secs_f64();
+        black_box(&a);
+        Ok((3 * STREAMED) as f64 / seconds / 1e9)
     }
-    black_box(&a);
-    Ok(best)
 }
 
 /// `a = b + c`, the traffic of a kernel with two inputs and an output: the sum of McCalpin's STREAM.

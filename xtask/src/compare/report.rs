@@ -8,7 +8,7 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::duel::Case;
-use super::machine::Machine;
+use super::machine::{Machine, Roof};
 use super::precision::{Errors, PrecisionRow};
 use crate::workspace;
 
@@ -30,9 +30,10 @@ const NOTES: &[&str] = &[
     "ours writes to arrays that exist, with a workspace that exists, unless the case says allocating",
     "PyTorch allocates its result (no_grad; a backward pass alone is autograd.grad on a graph that is kept)",
     "gflops: operations the result needs, so half of them with a causal mask; gb_s: inputs and outputs once",
-    "fraction_of_peak: of the measured peak of arithmetic or of reading memory, whichever is nearer",
+    "fraction_of_peak: of the peak of arithmetic or of reading memory, whichever is nearer, measured after each of our turns; median",
     "peak MB: memory of the whole process during the case, code and libraries included",
-    "fraction_of_stream: of the measured bandwidth of a[i] = b[i] + c[i], bytes counted the same way: inputs and outputs once",
+    "fraction_of_stream: of the bandwidth of a[i] = b[i] + c[i], measured and counted the same way",
+    "the peak and the bandwidths above the table are the best of the whole run, which no turn beside them may have seen",
 ];
 
 /// One case.
@@ -92,15 +93,23 @@ impl Against {
 }
 
 impl Row {
-    /// From the seconds of each of our turns. The report fills in the fractions.
+    /// From the seconds of each of our turns, and what the machine could do right after it.
     pub(super) fn new(
         case: &Case,
         threads: usize,
         ours: &[f64],
+        roofs: &[Roof],
         ours_mb: Option<f64>,
         against: Option<Against>,
     ) -> Self {
         let our_time = quantile(ours, 0.5);
+        let of = |work: f64, roof: fn(&Roof) -> f64| {
+            let pairs = ours.iter().zip(roofs);
+            let fractions: Vec<_> =
+                pairs.map(|(seconds, at)| work / seconds / 1e9 / roof(at)).collect();
+            quantile(&fractions, 0.5)
+        };
+        let of_arithmetic = of(case.flops, |roof| roof.peak_gflops);
         Self {
             kernel: case.kernel,
             case: case.name.clone(),
@@ -111,8 +120,8 @@ impl Row {
             against,
             gflops: case.flops / our_time / 1e9,
             gb_s: case.bytes / our_time / 1e9,
-            fraction_of_peak: f64::NAN,
-            fraction_of_stream: f64::NAN,
+            fraction_of_peak: of_arithmetic.max(of(case.bytes, |roof| roof.read_gb_s)),
+            fraction_of_stream: of(case.bytes, |roof| roof.stream_gb_s),
         }
     }
 }
@@ -121,14 +130,9 @@ impl Report {
     pub(super) fn new(
         machine: Machine,
         peers: Vec<String>,
-        mut rows: Vec<Row>,
+        rows: Vec<Row>,
         precision: Vec<PrecisionRow>,
     ) -> Self {
-        for row in &mut rows {
-            let arithmetic = row.gflops / machine.peak_gflops;
-            row.fraction_of_peak = arithmetic.max(row.gb_s / machine.read_gb_s);
-            row.fraction_of_stream = row.gb_s / machine.stream_gb_s;
-        }
         Self { commit: workspace::commit(), machine, peers, notes: NOTES, rows, precision }
     }
 
