@@ -6,7 +6,7 @@
 
 use ndarray::{ArrayViewMut1, Axis};
 use tensor_utils::simd::{Select, Simd, SimdFloat};
-use tensor_utils::{Element, Float};
+use tensor_utils::{Element, Float, narrow};
 
 use crate::blocks::{BLOCK, Block, Vector, WeightSums, for_each_vector, splat};
 
@@ -21,14 +21,6 @@ pub(crate) struct TwoPart<A> {
     low: WeightSums<A>,
 }
 
-impl<A: Float> TwoPart<A> {
-    /// Makes it 0.
-    pub(crate) fn clear(&mut self) {
-        clear(&mut self.high);
-        clear(&mut self.low);
-    }
-}
-
 /// Makes sums 0. By columns: `fill` copies blocks of this size one by one.
 pub(crate) fn clear<A: Float>(sums: &mut WeightSums<A>) {
     for Block(columns) in sums {
@@ -36,9 +28,10 @@ pub(crate) fn clear<A: Float>(sums: &mut WeightSums<A>) {
     }
 }
 
-/// Adds the sums of a chunk to running sums, and sets them to 0.
+/// Adds the sums of a chunk to running sums, which begin with the first chunk; those of the chunk become 0.
 pub(crate) fn flush<S: Simd, A: Float>(
     simd: S,
+    is_first: bool,
     chunk: &mut [WeightSums<A>],
     running: &mut [TwoPart<A>],
 ) {
@@ -50,13 +43,16 @@ pub(crate) fn flush<S: Simd, A: Float>(
                     for_each_vector::<S, A>(
                         #[inline(always)]
                         |lane| {
-                            let (so_far, term) =
-                                (high[i].load(simd, lane), chunk[i].load(simd, lane));
-                            let (sum, error) = two_sum::<S, A>(so_far, term);
-                            let errors = low[i].load(simd, lane) + error;
+                            let (zero, term) = (splat(simd, A::ZERO), chunk[i].load(simd, lane));
+                            let (mut sum, mut errors) = (term, zero);
+                            if !is_first {
+                                let error;
+                                (sum, error) = two_sum::<S, A>(high[i].load(simd, lane), term);
+                                errors = low[i].load(simd, lane) + error;
+                            }
                             high[i].store(sum, lane);
                             low[i].store(errors, lane);
-                            chunk[i].store(splat(simd, A::ZERO), lane);
+                            chunk[i].store(zero, lane);
                         },
                     );
                 }
@@ -111,10 +107,15 @@ pub(crate) fn write<W: Element>(
     mut weights: ArrayViewMut1<'_, W>,
 ) {
     let blocks = weights.axis_chunks_iter_mut(Axis(0), BLOCK);
-    for (block, weights) in blocks.enumerate() {
+    for (block, mut weights) in blocks.enumerate() {
         let totals = segments.get(block).map_or([W::Acc::ZERO; BLOCK], |sums| sums.high[which].0);
-        for (weight, total) in weights.into_iter().zip(totals) {
-            *weight = W::from_acc(if accumulate { weight.to_acc() + total } else { total });
+        match weights.as_slice_mut() {
+            Some(weights) if !accumulate => narrow(&totals, weights),
+            _ => {
+                for (weight, total) in weights.into_iter().zip(totals) {
+                    *weight = W::from_acc(if accumulate { weight.to_acc() + total } else { total });
+                }
+            }
         }
     }
 }

@@ -19,8 +19,9 @@ use crate::statistics::row_statistics;
 use crate::workspace::{Scratch, Slots};
 use crate::{Kind, Saved};
 
-/// Bytes of `dx` from which on it is written past the caches: so much does not stay there anyway.
-const LARGE: usize = 16 << 20;
+/// Bytes of `dx` from which on it is written past the caches: with `x` and `dy` so much does not stay there
+/// anyway.
+const LARGE: usize = 10 << 20;
 
 /// Pieces ahead of its use that memory is then asked for, into the second cache.
 const AHEAD: usize = 2;
@@ -133,7 +134,6 @@ impl<T: Element> Pass<'_, '_, T> {
     ) {
         let scratch = &mut *self.slots.take();
         scratch.sums[..running.len()].iter_mut().for_each(clear);
-        running.iter_mut().for_each(TwoPart::clear);
         if self.is_in_place(&dx) {
             let Scratch { dx: buffer, sums, .. } = scratch;
             self.rows_in_place(simd, rows, dx, buffer, sums, running);
@@ -295,7 +295,7 @@ impl<T: Element> Pass<'_, '_, T> {
         running: &mut [TwoPart<T::Acc>],
     ) {
         if self.weights && (is_last || rows.is_multiple_of(CHUNK)) {
-            flush(simd, sums, running);
+            flush(simd, rows <= CHUNK, sums, running);
         }
     }
 
