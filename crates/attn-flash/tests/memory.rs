@@ -10,8 +10,7 @@ use attn_flash::{
 };
 use common::{Broadcast, Features, Inputs, Setting, Sizes};
 use ndarray::{Array2, Array3, Array4};
-use rayon::ThreadPoolBuilder;
-use tensor_utils::testing::PeakAlloc;
+use tensor_utils::testing::{PeakAlloc, started_pool};
 
 #[global_allocator]
 static ALLOC: PeakAlloc = PeakAlloc::new();
@@ -88,7 +87,7 @@ fn no_allocation(tiling: &Tiling) {
     let packed = |heads, size| Array3::from_elem((100, heads, size), 0.5_f32);
     let (packed_q, packed_k, packed_v) = (packed(4, 24), packed(2, 24), packed(2, 40));
     let offsets = [0, 13, 13, 100];
-    let pool = ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let pool = started_pool(1);
     pool.install(|| {
         let mut workspace = Workspace::new(24, 40, tiling).unwrap();
         let (mut o, mut lse) = (Array4::zeros((2, 4, 70, 40)), Array3::zeros((2, 4, 70)));

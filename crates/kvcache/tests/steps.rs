@@ -7,8 +7,7 @@ use std::sync::Mutex;
 
 use kvcache::{Cache, Config, Layout, Options, Queries, Storage, Workspace, memory};
 use ndarray::{Array2, Array3};
-use rayon::ThreadPoolBuilder;
-use tensor_utils::testing::{PeakAlloc, Seeded};
+use tensor_utils::testing::{PeakAlloc, Seeded, started_pool};
 
 #[global_allocator]
 static ALLOC: PeakAlloc = PeakAlloc::new();
@@ -20,7 +19,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 fn a_thousand_steps_allocate_nothing() {
     let _alone = ALONE.lock();
     // On one thread: rayon's queues allocate now and then when a pool is entered.
-    let pool = ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let pool = started_pool(1);
     for storage in Storage::ALL {
         let config = Config::new(2, 2, 32).stored_as(storage);
         let mut cache = Cache::new(&config).unwrap();
@@ -66,7 +65,7 @@ fn a_thousand_steps_allocate_nothing() {
 #[test]
 fn memory_keeps_to_its_formulas() {
     let _alone = ALONE.lock();
-    let pool = ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let pool = started_pool(1);
     let (heads, size) = (8, 128);
     for storage in Storage::ALL {
         for (batch, len, queries) in [(8, 3000_usize, 1), (1, 2000, 200), (1, 10_000, 1)] {

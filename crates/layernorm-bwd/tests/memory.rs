@@ -9,8 +9,8 @@ use layernorm_bwd::{
     layer_norm_in_place, layer_norm_into,
 };
 use ndarray::{Array1, Array2, ArrayView2};
-use rayon::{ThreadPool, ThreadPoolBuilder};
-use tensor_utils::testing::{PeakAlloc, Seeded};
+use rayon::ThreadPool;
+use tensor_utils::testing::{PeakAlloc, Seeded, started_pool};
 use tensor_utils::{Element, Float, bf16};
 
 #[global_allocator]
@@ -77,11 +77,7 @@ fn check<T: Element>(rows: usize, d: usize, segments: usize, pool: &ThreadPool) 
 #[test]
 fn workspace_is_all_there_is() {
     // Threads that start or end take or free memory of their own: they all live through the test.
-    let [one, two, three] = [1, 2, 3].map(|threads| {
-        let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.broadcast(|_| ());
-        pool
-    });
+    let [one, two, three] = [1, 2, 3].map(started_pool);
     check::<f32>(5000, 100, 31, &three);
     check::<f32>(1000, 1030, 32, &two);
     check::<f64>(64, 50, 1, &one);

@@ -5,13 +5,13 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use ndarray::{Array1, Array2};
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::ThreadPool;
 use softmax_topk::{
     Draw, Logit, NanPolicy, Options, PerRow, Tiling, TopKGradients, Workspace, sample, sample_into,
     softmax_topk_backward_into, softmax_topk_into,
 };
 use tensor_utils::bf16;
-use tensor_utils::testing::{PeakAlloc, Seeded};
+use tensor_utils::testing::{PeakAlloc, Seeded, started_pool};
 
 #[global_allocator]
 static ALLOC: PeakAlloc = PeakAlloc::new();
@@ -73,11 +73,7 @@ fn check<T: Logit>(rows: usize, vocabulary: usize, k: usize, pool: &ThreadPool) 
 #[test]
 fn workspace_is_all_there_is() {
     // Threads that start or end take or free memory of their own: they all live through the test.
-    let [two, three, five] = [2, 3, 5].map(|threads| {
-        let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.broadcast(|_| ());
-        pool
-    });
+    let [two, three, five] = [2, 3, 5].map(started_pool);
     check::<f32>(100, 3000, 50, &two);
     check::<f32>(1, 151_936, 50, &two);
     check::<f32>(3, 2000, 2000, &five);

@@ -28,7 +28,8 @@ pub use seeded::Seeded;
 
 // How much to do.
 pub use effort::{
-    batch_sizes, in_pool, isas, property_cases, property_config, repeats, thread_counts,
+    batch_sizes, in_pool, isas, property_cases, property_config, repeats, started_pool,
+    thread_counts,
 };
 
 // Memory.

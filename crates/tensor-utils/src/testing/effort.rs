@@ -4,7 +4,7 @@ use std::env;
 use std::ops::RangeInclusive;
 
 use proptest::test_runner::{Config, FileFailurePersistence};
-use rayon::ThreadPoolBuilder;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::Isa;
 
@@ -45,8 +45,18 @@ pub fn thread_counts() -> impl Iterator<Item = usize> {
 /// # Panics
 /// If the threads cannot be started.
 pub fn in_pool<R: Send>(threads: usize, run: impl FnOnce() -> R + Send) -> R {
+    started_pool(threads).install(run)
+}
+
+/// A pool whose threads have all begun, and take no memory of their own any more.
+///
+/// # Panics
+/// If they cannot be started.
+pub fn started_pool(threads: usize) -> ThreadPool {
     let pool = ThreadPoolBuilder::new().num_threads(threads).build();
-    pool.expect("threads can be started").install(run)
+    let pool = pool.expect("threads can be started");
+    pool.broadcast(|_| ());
+    pool
 }
 
 /// The sizes of batch in which a row must have the same bits: 1, 2, 7 and 33, or 1 to 64 in a deep run.

@@ -74,8 +74,7 @@ struct Step<'a> {
     queries: Vec<Queries<'a>>,
     seqs: Vec<SeqId>,
     counts: Vec<usize>,
-    /// Of each token.
-    positions: Vec<usize>,
+    /// Of the position of each token.
     rope: Rope<f32>,
     /// `[tokens, hidden_size]`.
     x: Array2<f32>,
@@ -102,8 +101,10 @@ impl<'a> Step<'a> {
             queries: chunks.iter().map(Chunk::queries).collect(),
             seqs: chunks.iter().map(|chunk| chunk.seq).collect(),
             counts: chunks.iter().map(|chunk| chunk.tokens.len()).collect(),
-            rope: Rope::at(config.head_dim, config.rope_theta, positions.iter().copied()),
-            positions,
+            rope: match model.order {
+                Order::Own => Rope::at(config.head_dim, config.rope_theta, positions),
+                Order::LlamaCpp => llama_cpp::rope(config.head_dim, config.rope_theta, &positions),
+            },
             x,
         })
     }
@@ -129,11 +130,11 @@ impl<'a> Step<'a> {
     /// Normalises and rotates the heads of queries or keys.
     fn turn(&self, x: &mut Array2<f32>, heads: usize, norm: &Array1<f32>) -> Result<(), Error> {
         let (config, tokens) = (&self.model.config, x.nrows());
-        let (head_dim, theta) = (config.head_dim, config.rope_theta);
+        let head_dim = config.head_dim;
         if self.model.order == Order::LlamaCpp {
             let x = x.as_slice_mut().unwrap_or_default();
             llama_cpp::rms_norm(x, norm.as_slice().unwrap_or_default(), config.rms_norm_eps);
-            llama_cpp::rotate(x, heads * head_dim, head_dim, theta, &self.positions);
+            llama_cpp::rotate(x, heads * head_dim, head_dim, &self.rope);
             return Ok(());
         }
         let rows = x.view_mut().into_shape_with_order((tokens * heads, head_dim));

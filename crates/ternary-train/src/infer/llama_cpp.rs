@@ -11,10 +11,13 @@
 //! additions after them unless a comment says otherwise, keys and values in f32, no flash attention,
 //! one sequence, its prompt in one piece. Plain loops: speed is no concern here.
 
+use std::iter;
+
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 use rayon::prelude::*;
 use tensor_utils::{f16, try_array};
 
+use crate::ops::Rope;
 use crate::{Error, Ternary};
 
 /// Elements of a vector.
@@ -150,26 +153,24 @@ pub(super) fn rms_norm(x: &mut [f32], gamma: &[f32], eps: f64) {
     }
 }
 
-/// Cosines and sines of one position, where each angle is the one before times `theta^(-2 / D)`, in f32.
-fn turns(position: usize, head_size: usize, theta: f64) -> Vec<(f32, f32)> {
+/// The table of [`rotate`], in f32: each angle is the one before times `theta^(-2 / D)`.
+pub(super) fn rope(head_size: usize, theta: f64, positions: &[usize]) -> Rope<f32> {
+    let half = head_size / 2;
     let ratio = (theta as f32).powf(-2.0 / head_size as f32);
-    let angles = std::iter::successors(Some(position as f32), |angle| Some(angle * ratio));
-    angles.take(head_size / 2).map(|angle| (angle.cos(), angle.sin())).collect()
+    let turns = positions.iter().flat_map(|&position| {
+        let angles = iter::successors(Some(position as f32), move |angle| Some(angle * ratio));
+        angles.take(half).map(|angle| (angle.cos(), angle.sin()))
+    });
+    Rope::from_turns(half, turns)
 }
 
 /// Rotates the heads of each token of `x` `[tokens, heads, head_size]` to its position.
-pub(super) fn rotate(
-    x: &mut [f32],
-    width: usize,
-    head_size: usize,
-    theta: f64,
-    positions: &[usize],
-) {
-    for (x, &position) in x.chunks_mut(width.max(1)).zip(positions) {
-        let turns = turns(position, head_size, theta);
+pub(super) fn rotate(x: &mut [f32], width: usize, head_size: usize, rope: &Rope<f32>) {
+    for (token, x) in x.chunks_mut(width.max(1)).enumerate() {
+        let (cos, sin) = rope.turns(token);
         for head in x.chunks_mut(head_size) {
             let (low, high) = head.split_at_mut(head_size / 2);
-            for ((low, high), (cos, sin)) in low.iter_mut().zip(high).zip(&turns) {
+            for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
                 let (x, y) = (*low, *high);
                 *low = x.mul_add(*cos, -(y * sin));
                 *high = x.mul_add(*sin, y * cos);

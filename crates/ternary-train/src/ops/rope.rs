@@ -43,9 +43,22 @@ impl<A: Float> Rope<A> {
         let angles = positions.into_iter().flat_map(|position| {
             frequencies.iter().map(move |frequency| position as f64 * frequency)
         });
-        let (cos, sin) =
-            angles.map(|angle| (A::from_f64(angle.cos()), A::from_f64(angle.sin()))).unzip();
+        Self::from_turns(
+            half,
+            angles.map(|angle| (A::from_f64(angle.cos()), A::from_f64(angle.sin()))),
+        )
+    }
+
+    /// From the cosines and sines of each position, `half` of them.
+    pub(crate) fn from_turns(half: usize, turns: impl Iterator<Item = (A, A)>) -> Self {
+        let (cos, sin) = turns.unzip();
         Self { half, cos, sin }
+    }
+
+    /// The cosines and the sines of the position with this number.
+    pub(crate) fn turns(&self, number: usize) -> (&[A], &[A]) {
+        let turns = number * self.half..(number + 1) * self.half;
+        (&self.cos[turns.clone()], &self.sin[turns])
     }
 
     /// How many positions there are.
@@ -80,8 +93,7 @@ pub fn rotate<A: Float>(
     x.par_chunks_mut(ROWS * width).enumerate().for_each(|(chunk, rows)| {
         for (row, x) in rows.chunks_exact_mut(width).enumerate() {
             let position = (chunk * ROWS + row) % length;
-            let cos = &rope.cos[position * half..][..half];
-            let sin = &rope.sin[position * half..][..half];
+            let (cos, sin) = rope.turns(position);
             for head in x.chunks_exact_mut(head_size) {
                 let (low, high) = head.split_at_mut(half);
                 let high = &mut high[..half];
