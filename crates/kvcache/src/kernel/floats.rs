@@ -7,8 +7,6 @@
 //! Vectors are handled in plain loops: a closure given to the standard library, such as that of
 //! `array::from_fn`, would be compiled for the target's baseline.
 
-use std::array;
-
 use tensor_utils::simd::{Bytes, Select, Simd, SimdBase, SimdFloat, SimdFrom};
 
 use super::ahead::Lines;
@@ -21,12 +19,12 @@ pub(crate) trait Numbers: Copy {
     /// Words that lie next to one another for each lane.
     const WIDTH: usize;
 
-    /// Numbers `2 p` and `2 p + 1` of the first lanes of `panel`.
+    /// The first lanes of a pair of numbers, which `from` begins with. The last vector may reach beyond a
+    /// record.
     fn pair<S: Simd, const V: usize>(
         simd: S,
-        panel: &[Self::Word],
+        from: &[Self::Word],
         stride: usize,
-        p: usize,
     ) -> [[S::f32s; V]; 2];
 }
 
@@ -42,25 +40,16 @@ impl Numbers for F32 {
     const WIDTH: usize = 1;
 
     #[inline(always)]
-    fn pair<S: Simd, const V: usize>(
-        simd: S,
-        panel: &[f32],
-        stride: usize,
-        p: usize,
-    ) -> [[S::f32s; V]; 2] {
-        let at = 2 * p * stride;
-        let rows = [
-            &panel[at..at + V * lanes::<S>()],
-            &panel[at + stride..at + stride + V * lanes::<S>()],
-        ];
-        let mut pair = [[S::f32s::simd_from(simd, 0.0); V]; 2];
+    fn pair<S: Simd, const V: usize>(simd: S, from: &[f32], stride: usize) -> [[S::f32s; V]; 2] {
+        let rows = [&from[..V * lanes::<S>()], &from[stride..][..V * lanes::<S>()]];
+        let mut numbers = [[S::f32s::simd_from(simd, 0.0); V]; 2];
         for v in 0..V {
             for half in 0..2 {
                 let lanes = &rows[half][v * lanes::<S>()..][..lanes::<S>()];
-                pair[half][v] = S::f32s::from_slice(simd, lanes);
+                numbers[half][v] = S::f32s::from_slice(simd, lanes);
             }
         }
-        pair
+        numbers
     }
 }
 
@@ -72,21 +61,16 @@ macro_rules! sixteen_bits {
             const WIDTH: usize = 2;
 
             #[inline(always)]
-            fn pair<S: Simd, const V: usize>(
-                simd: S,
-                panel: &[u16],
-                stride: usize,
-                p: usize,
-            ) -> [[S::f32s; V]; 2] {
-                let words = &panel[2 * p * stride..][..V * 2 * lanes::<S>()];
-                let mut pair = [[S::f32s::simd_from(simd, 0.0); V]; 2];
+            fn pair<S: Simd, const V: usize>(simd: S, from: &[u16], _: usize) -> [[S::f32s; V]; 2] {
+                let words = &from[..V * 2 * lanes::<S>()];
+                let mut numbers = [[S::f32s::simd_from(simd, 0.0); V]; 2];
                 for v in 0..V {
                     let words = &words[v * 2 * lanes::<S>()..][..2 * lanes::<S>()];
                     let both: S::u32s = S::u16s::from_slice(simd, words).bitcast();
-                    pair[0][v] = $widen(simd, both << 16);
-                    pair[1][v] = $widen(simd, both & 0xffff_0000);
+                    numbers[0][v] = $widen(simd, both << 16);
+                    numbers[1][v] = $widen(simd, both & 0xffff_0000);
                 }
-                pair
+                numbers
             }
         }
     };
@@ -153,37 +137,32 @@ impl<S: Simd, N: Numbers> Tiles<S> for Product<'_, '_, '_, N> {
     ) {
         let Self { x, range: (first, count), factors, factor_stride, mode, ref mut to } = *self;
         let panel = &x.words[vector * N::WIDTH * lanes::<S>()..];
+        let pair = |number: usize| &panel[number / 2 * 2 * x.stride..];
         let column = vector * lanes::<S>();
         simd.vectorize(
             #[inline(always)]
             || {
                 let mut sums = [[S::f32s::simd_from(simd, 0.0); V]; ROWS];
+                let mut rows: [&[f32]; ROWS] = [&[]; ROWS];
                 for r in 0..ROWS {
                     sums[r] = to.begin(simd, row + r, column, mode);
+                    rows[r] = &factors[(row + r) * factor_stride..][..count];
                 }
-                let factors: [&[f32]; ROWS] =
-                    array::from_fn(|r| &factors[(row + r) * factor_stride..][..count]);
-                // One number if the first is odd, then two pairs at a time, then the rest.
+                // One number if the first is odd, then pairs, then the rest.
                 let lead = (first % 2).min(count);
                 if lead == 1 {
-                    let x = N::pair::<S, V>(simd, panel, x.stride, first / 2)[1];
-                    add::<S, ROWS, V>(simd, x, &factors.map(|f| f[0]), &mut sums);
+                    let [_, x] = N::pair::<S, V>(simd, pair(first), x.stride);
+                    sums = add(simd, x, &rows, 0, sums);
                 }
-                let pairs: [&[[f32; 2]]; ROWS] = factors.map(|f| f[lead..].as_chunks::<2>().0);
-                let (p, count_pairs) = ((first + lead) / 2, (count - lead) / 2);
-                sums = add_pairs::<S, N, ROWS, V>(
-                    simd,
-                    panel,
-                    x.stride,
-                    p,
-                    pairs,
-                    count_pairs,
-                    lines,
-                    sums,
-                );
+                let mut pairs: [&[[f32; 2]]; ROWS] = [&[]; ROWS];
+                for r in 0..ROWS {
+                    pairs[r] = rows[r][lead..].as_chunks().0;
+                }
+                let panel = pair(first + lead);
+                sums = add_pairs::<S, N, ROWS, V>(simd, panel, x.stride, pairs, lines, sums);
                 if (count - lead) % 2 == 1 {
-                    let x = N::pair::<S, V>(simd, panel, x.stride, (first + count) / 2)[0];
-                    add::<S, ROWS, V>(simd, x, &factors.map(|f| f[count - 1]), &mut sums);
+                    let [x, _] = N::pair::<S, V>(simd, pair(first + count), x.stride);
+                    sums = add(simd, x, &rows, count - 1, sums);
                 }
                 for r in 0..ROWS {
                     to.end::<S, V>(row + r, column, sums[r]);
@@ -193,7 +172,7 @@ impl<S: Simd, N: Numbers> Tiles<S> for Product<'_, '_, '_, N> {
     }
 }
 
-/// `sums[r] += factors[r][i] x[i]` for `count` pairs from pair `p` on.
+/// `sums[r] += factors[r][i] x[i]` for as many pairs as there are factors, from the beginning of `panel` on.
 ///
 /// Sums come and go by value: in the loop, and nowhere else, they are certain to be in registers.
 #[inline(always)]
@@ -201,12 +180,11 @@ fn add_pairs<S: Simd, N: Numbers, const ROWS: usize, const V: usize>(
     simd: S,
     panel: &[N::Word],
     stride: usize,
-    p: usize,
     factors: [&[[f32; 2]]; ROWS],
-    count: usize,
     lines: Lines<'_>,
     mut sums: [[S::f32s; V]; ROWS],
 ) -> [[S::f32s; V]; ROWS] {
+    let count = factors[0].len();
     // A few lines at a time: more of them at once would fill the queue of misses, and the loads of the
     // product would wait behind them.
     let mut ahead = lines.over(count);
@@ -216,7 +194,7 @@ fn add_pairs<S: Simd, N: Numbers, const ROWS: usize, const V: usize>(
     }
     for pair in 0..count {
         ahead.step();
-        let x = N::pair::<S, V>(simd, panel, stride, p + pair);
+        let x = N::pair::<S, V>(simd, &panel[2 * pair * stride..], stride);
         for i in 0..2 {
             for r in 0..ROWS {
                 let f = S::f32s::simd_from(simd, rows[r][pair][i]);
@@ -229,18 +207,20 @@ fn add_pairs<S: Simd, N: Numbers, const ROWS: usize, const V: usize>(
     sums
 }
 
-/// `sums[r] += factors[r] x`.
+/// `sums[r] += factors[r][i] x`.
 #[inline(always)]
 fn add<S: Simd, const ROWS: usize, const V: usize>(
     simd: S,
     x: [S::f32s; V],
-    factors: &[f32; ROWS],
-    sums: &mut [[S::f32s; V]; ROWS],
-) {
+    factors: &[&[f32]; ROWS],
+    i: usize,
+    mut sums: [[S::f32s; V]; ROWS],
+) -> [[S::f32s; V]; ROWS] {
     for r in 0..ROWS {
-        let f = S::f32s::simd_from(simd, factors[r]);
+        let f = S::f32s::simd_from(simd, factors[r][i]);
         for v in 0..V {
             sums[r][v] = f.mul_add(x[v], sums[r][v]);
         }
     }
+    sums
 }
