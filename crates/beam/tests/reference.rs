@@ -5,8 +5,8 @@
 mod common;
 
 use beam::{
-    Bigram, EarlyStopping, Groups, Hypothesis, Logit, Model, ModelOutput, Options, Rule, Stop,
-    Trie, beam_search_reference, brute_force,
+    Bigram, Constraint, EarlyStopping, Follow, Groups, Hypothesis, Logit, Model, ModelOutput,
+    Options, Rule, Stop, Trie, beam_search, beam_search_reference, brute_force,
 };
 use common::{Random, Table, assert_same, search_one, tokens_and_scores};
 use ndarray::Array2;
@@ -343,6 +343,57 @@ fn beams_do_not_collapse() {
     assert_eq!(got.report.steps, 3);
 }
 
+/// With `alpha < 0` the shortest sequence scores best, so `Never` looks at the present length: after two
+/// steps the beam could still reach -0.45 * 2, not only -0.45 * 5, and it finds -1.35, better than -2.
+#[test]
+fn never_with_a_negative_alpha_looks_at_the_present_length() {
+    let rows: &[(&[u32], &[(u32, f64)])] =
+        &[(&[], &[(1, -0.4), (0, -0.9)]), (&[1], &[(1, -0.05), (0, -0.6)]), (&[1, 1], &[(0, 0.0)])];
+    let rule = Rule::Transformers { early_stopping: EarlyStopping::Never };
+    let options = Options { rule, exact_stop: false, ..exact(2, -1.0, 5) };
+    let mut model = Table::new(3, rows);
+    let got = search_one(&mut model, &[2], &options).unwrap();
+    let oracle = beam_search_reference(model.next(), 3, &[2], &options).unwrap();
+    for found in [&got.hypotheses, &oracle] {
+        let scores: Vec<_> = found.iter().map(|h| (h.tokens.as_slice(), h.score)).collect();
+        assert_eq!(scores[0], (&[0][..], -0.9));
+        assert_eq!(scores[1].0, [1, 1, 0]);
+        assert!((scores[1].1 + 1.35).abs() < 1e-12);
+    }
+}
+
+/// The second step drops -6 and -7 for two ends and two beams.
+#[test]
+fn the_best_that_was_dropped_is_the_bound() {
+    let rows: &[(&[u32], &[(u32, f64)])] = &[
+        (&[], &[(1, -1.0), (2, -2.0), (0, -9.0)]),
+        (&[1], &[(0, -0.5), (1, -3.0), (2, -6.0)]),
+        (&[2], &[(0, -0.5), (1, -3.0), (2, -4.0)]),
+    ];
+    let rule = Rule::Transformers { early_stopping: EarlyStopping::Immediate };
+    let options = Options { rule, ..exact(2, 0.0, 3) };
+    let got = search_one(&mut Table::new(3, rows), &[1], &options).unwrap();
+    assert_eq!(tokens_and_scores(&got), [(vec![1, 0], -1.5), (vec![2, 0], -2.5)]);
+    assert!((got.report.pruned_bound + 6.0).abs() < 1e-12, "{:?}", got.report);
+}
+
+#[test]
+fn constraints_know_the_prompt() {
+    #[derive(Debug)]
+    struct Own;
+    impl Constraint for Own {
+        fn follow(&self, item: usize, _: &[u32], allowed: &mut Vec<u32>) -> Follow {
+            allowed.push(item as u32 + 1);
+            Follow::Listed
+        }
+    }
+    let options = Options { constraint: Some(&Own), max_new_tokens: 3, ..Options::default() };
+    let mut model = Random::<f64>::new(5, 1);
+    let got = beam_search(&mut model, &[[1], [1], [4]], &options).unwrap();
+    let tokens: Vec<_> = got.items.iter().map(|item| item.hypotheses[0].tokens.clone()).collect();
+    assert_eq!(tokens, [[1; 3], [2; 3], [3; 3]]);
+}
+
 #[test]
 fn an_end_on_the_last_step_is_an_end() {
     let mut model =
@@ -451,7 +502,7 @@ fn the_model_is_told_which_beams_survive() {
         let mut model = Random::<f32>::new(20, 5);
         let options =
             Options { num_beams: 4, eos: &[0], max_new_tokens: 8, rule, ..Options::default() };
-        beam::beam_search(&mut model, &[vec![1], vec![2, 3], vec![4]], &options).unwrap();
+        beam_search(&mut model, &[vec![1], vec![2, 3], vec![4]], &options).unwrap();
         assert_eq!(model.calls[0], 3, "prompts are read once, not K times");
         assert_eq!(model.calls.len(), model.kept.len());
         for (call, kept) in model.kept.iter().enumerate() {

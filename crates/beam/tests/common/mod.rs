@@ -112,7 +112,7 @@ fn mix(state: u64, value: u64) -> u64 {
 
 /// A table of log-probabilities, written by hand: what follows a generated sequence.
 ///
-/// Tokens that are not listed have what is left, spread evenly, or -inf.
+/// Tokens that are not listed have -inf.
 #[derive(Debug, Clone)]
 pub(crate) struct Table {
     vocabulary: usize,
@@ -126,6 +126,21 @@ impl Table {
         let rows = rows.iter().map(|(tokens, row)| (tokens.to_vec(), row.to_vec())).collect();
         Self { vocabulary, rows, logprobs: Array2::zeros((0, 0)) }
     }
+
+    fn row(&self, generated: &[u32]) -> Result<Vec<f64>, ModelError> {
+        let entries =
+            self.rows.get(generated).ok_or_else(|| format!("nothing follows {generated:?}"))?;
+        let mut row = vec![f64::NEG_INFINITY; self.vocabulary];
+        for &(token, logprob) in entries {
+            row[token as usize] = logprob;
+        }
+        Ok(row)
+    }
+
+    /// As the oracles take it, for prompts of one token.
+    pub(crate) fn next(&self) -> impl FnMut(&[u32]) -> Result<Vec<f64>, ModelError> {
+        |sequence| self.row(&sequence[1..])
+    }
 }
 
 impl Model for Table {
@@ -136,15 +151,10 @@ impl Model for Table {
     }
 
     fn score(&mut self, beams: &Beams<'_>) -> Result<ArrayView2<'_, f64>, ModelError> {
-        self.logprobs = Array2::from_elem((beams.len(), self.vocabulary), f64::NEG_INFINITY);
-        for row in 0..beams.len() {
-            let tokens = beams.generated(row);
-            let entries =
-                self.rows.get(&tokens).ok_or_else(|| format!("nothing follows {tokens:?}"))?;
-            for &(token, logprob) in entries {
-                self.logprobs[[row, token as usize]] = logprob;
-            }
-        }
+        let rows: Result<Vec<_>, _> =
+            (0..beams.len()).map(|row| self.row(&beams.generated(row))).collect();
+        let shape = (beams.len(), self.vocabulary);
+        self.logprobs = Array2::from_shape_vec(shape, rows?.concat())?;
         Ok(self.logprobs.view())
     }
 }
