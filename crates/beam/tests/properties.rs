@@ -208,8 +208,7 @@ proptest! {
     /// What the pool shows on the way is what a shorter search would return.
     #[test]
     fn what_is_shown_is_what_a_shorter_search_returns(call in calls()) {
-        let options = Options { exact_stop: false, ..call.options() };
-        prop_assume!(options.rule == Rule::Pool);
+        let options = Options { rule: Rule::Pool, exact_stop: false, ..call.options() };
         let mut model = call.model::<f32>();
         let mut search = Search::new(&call.prompts, call.vocabulary, &options).unwrap();
         let mut length = 0;
