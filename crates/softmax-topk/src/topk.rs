@@ -14,7 +14,8 @@ pub struct TopK<A> {
     /// `[R, k]`: their probabilities, or log-probabilities if [`Options::log`] asks for them; 0 or
     /// -inf from [`kept`](Self::kept) on.
     pub probs: Array2<A>,
-    /// `[R]`: the logarithm of the sum of `e^(score / temperature)` over all tokens.
+    /// `[R]`: the logarithm of the sum of `e^(score / temperature)` over all tokens. Infinite where a
+    /// temperature below 1 takes it out of the range of `A`; the probabilities are right all the same.
     pub lse: Array1<A>,
     /// `[R]`: how many of the `k` the cuts [`Options::top_p`] and [`Options::min_p`] kept; tokens whose
     /// log-probability is -inf do not count. At least 1, but 0 in a row without a score above -inf or
