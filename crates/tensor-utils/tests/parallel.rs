@@ -61,6 +61,7 @@ fn tree_depends_on_the_number_of_chunks_alone() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a million steps take minutes")]
 fn sum_over_a_million_rows_is_as_good_as_f64() {
     // Rows of one element, in chunks of 64: the error of an f32 sum in order grows a hundredfold.
     let x = Seeded::new(2).uniform::<f32, _>(1_000_000, 0.0..1.0).into_raw_vec_and_offset().0;
