@@ -51,7 +51,7 @@ pub(crate) struct LayerStore {
 }
 
 /// How the pages of a cache are used. `free + live + reclaimable` is `pages`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Pages of the cache.
     pub pages: usize,
