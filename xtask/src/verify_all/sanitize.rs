@@ -148,7 +148,9 @@ fn miri(workspace: &Workspace, package: &str, tests: &[&str]) -> Job {
     command.args(tests.iter().flat_map(|test| ["--test", test]));
     command.arg("--target-dir").arg(workspace.target.join("sanitize/miri"));
     // Tree borrows and leaks: what rayon's queues need. Isolation: tests read the environment and files.
-    let flags = "-Zmiri-tree-borrows -Zmiri-ignore-leaks -Zmiri-disable-isolation";
+    // Floats: the same power twice is the same number; Miri would round it at random.
+    let flags = "-Zmiri-tree-borrows -Zmiri-ignore-leaks -Zmiri-disable-isolation \
+                 -Zmiri-deterministic-floats";
     let job = Job::command(format!("miri {package}"), command);
     job.env("MIRIFLAGS", flags).env("PROPTEST_CASES", "2").env("KERNELS_ISA", "portable")
 }
