@@ -30,8 +30,8 @@ impl<T: Pod> Huge<T> {
             return Err(error());
         }
         let map = MmapMut::map_anon(bytes.max(1)).map_err(|_| error())?;
-        // Advice only: small pages do as well.
-        #[cfg(target_os = "linux")]
+        // Advice only: small pages do as well. (Miri does not know it.)
+        #[cfg(all(target_os = "linux", not(miri)))]
         let _ = map.advise(memmap2::Advice::HugePage);
         Ok(Self { map, len, elements: PhantomData })
     }
