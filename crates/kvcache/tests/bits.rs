@@ -194,6 +194,33 @@ fn neighbours_and_threads() {
     });
 }
 
+/// A tree next to a sequence that has the same pages, whose rows are no tree: one batch, either order.
+#[test]
+fn a_tree_beside_a_sequence_on_the_same_pages() {
+    let rows = Rows::new(3);
+    let (parents, last) = ([-1, 0, 0, 1], 3);
+    let (mut cache, seq) = whole(&config(Storage::F32, 64), &rows);
+    let fork = cache.fork(seq).unwrap();
+    let q = rows.q.slice(s![..parents.len() + last, .., ..]);
+    let (of_tree, of_fork) = q.split_at(Axis(0), parents.len());
+    let (tree, plain) = (Queries::tree(seq, &parents), Queries::last(fork, last));
+    let options = Options::default();
+    let alone = [
+        attend(&cache, of_tree, &[tree.clone()], &options),
+        attend(&cache, of_fork, &[plain.clone()], &options),
+    ];
+    let join = |a: &Attention<f32>, b: &Attention<f32>| Attention {
+        o: concatenate![Axis(0), a.o, b.o],
+        lse: concatenate![Axis(0), a.lse, b.lse],
+    };
+    let [a, b] = &alone;
+    let together = attend(&cache, q, &[tree.clone(), plain.clone()], &options);
+    assert_same_bits(&together, &join(a, b), "tree first");
+    let q = concatenate![Axis(0), of_fork, of_tree];
+    let together = attend(&cache, q.view(), &[plain, tree], &options);
+    assert_same_bits(&together, &join(b, a), "sequence first");
+}
+
 /// Each node of a tree has the bits of its path decoded token by token.
 #[test]
 fn nodes_of_a_tree() {

@@ -197,6 +197,7 @@ fn workspaces_must_be_large_enough() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "asks for more memory than an interpreter has")]
 fn what_memory_cannot_hold_is_an_error() {
     for (rows, row_length) in [(1, usize::MAX), (usize::MAX, usize::MAX), (1, 1 << 60)] {
         let error = Workspace::<f32>::new(rows, row_length, &Tiling::default()).unwrap_err();
