@@ -205,16 +205,14 @@ fn a_tree_beside_a_sequence_on_the_same_pages() {
     let (of_tree, of_fork) = q.split_at(Axis(0), parents.len());
     let (tree, plain) = (Queries::tree(seq, &parents), Queries::last(fork, last));
     let options = Options::default();
-    let alone = [
-        attend(&cache, of_tree, &[tree.clone()], &options),
-        attend(&cache, of_fork, &[plain.clone()], &options),
-    ];
+    let alone =
+        [attend(&cache, of_tree, &[tree], &options), attend(&cache, of_fork, &[plain], &options)];
     let join = |a: &Attention<f32>, b: &Attention<f32>| Attention {
         o: concatenate![Axis(0), a.o, b.o],
         lse: concatenate![Axis(0), a.lse, b.lse],
     };
     let [a, b] = &alone;
-    let together = attend(&cache, q, &[tree.clone(), plain.clone()], &options);
+    let together = attend(&cache, q, &[tree, plain], &options);
     assert_same_bits(&together, &join(a, b), "tree first");
     let q = concatenate![Axis(0), of_fork, of_tree];
     let together = attend(&cache, q.view(), &[plain, tree], &options);
