@@ -29,14 +29,18 @@ const STRIDE: u64 = 1021;
 enum Function {
     Exp,
     ExpNonpositive,
+    /// The product of the two.
+    Factors,
+    Weights,
     Tanh,
 }
 
 impl Function {
+    /// Those with a bound in ULP.
     const ALL: [Self; 3] = [Self::Exp, Self::ExpNonpositive, Self::Tanh];
 }
 
-/// Applies a function to every element.
+/// Applies a function to every element, four vectors at a time.
 fn apply<T: Float>(isa: Isa, function: Function, x: &[T]) -> Vec<T> {
     struct Apply<'a, T>(Function, &'a mut [T]);
 
@@ -44,17 +48,33 @@ fn apply<T: Float>(isa: Isa, function: Function, x: &[T]) -> Vec<T> {
         type Output = ();
 
         fn run<S: Simd>(self, simd: S) {
+            let lanes = T::Vector::<S>::LEN;
             simd.vectorize(
                 #[inline(always)]
                 || {
-                    for x in self.1.chunks_exact_mut(T::Vector::<S>::LEN) {
-                        let v = T::Vector::<S>::from_slice(simd, x);
+                    for x in self.1.chunks_exact_mut(4 * lanes) {
+                        let mut v = [T::Vector::<S>::from_slice(simd, &x[..lanes]); 4];
+                        for (v, x) in v.iter_mut().zip(x.chunks_exact(lanes)) {
+                            *v = T::Vector::<S>::from_slice(simd, x);
+                        }
                         let y = match self.0 {
-                            Function::Exp => T::exp_vector(simd, v),
-                            Function::ExpNonpositive => T::exp_nonpositive_vector(simd, v),
-                            Function::Tanh => T::tanh_vector(simd, v),
+                            Function::Exp => v.map(|v| T::exp_vector(simd, v)),
+                            Function::ExpNonpositive => {
+                                v.map(|v| T::exp_nonpositive_vector(simd, v))
+                            }
+                            Function::Factors => {
+                                let (mut e, scale) = T::exp_nonpositive_factors(simd, v);
+                                for i in 0..4 {
+                                    e[i] *= scale[i];
+                                }
+                                e
+                            }
+                            Function::Weights => T::exp_weights(simd, v),
+                            Function::Tanh => v.map(|v| T::tanh_vector(simd, v)),
                         };
-                        y.store_slice(x);
+                        for (y, x) in y.iter().zip(x.chunks_exact_mut(lanes)) {
+                            y.store_slice(x);
+                        }
                     }
                 },
             );
@@ -62,7 +82,7 @@ fn apply<T: Float>(isa: Isa, function: Function, x: &[T]) -> Vec<T> {
     }
 
     let mut y = x.to_vec();
-    y.resize(x.len().next_multiple_of(16), T::ZERO);
+    y.resize(x.len().next_multiple_of(64), T::ZERO);
     dispatch(isa, Apply(function, &mut y)).expect("only available ones are asked for");
     y.truncate(x.len());
     y
@@ -341,40 +361,6 @@ fn oracle_knows_constants_to_thirty_digits() {
     }
 }
 
-/// Applies `exp_nonpositive_factors` to every vector, four at a time, and multiplies.
-fn apply_factors<T: Float>(isa: Isa, x: &[T]) -> Vec<T> {
-    struct Apply<'a, T>(&'a mut [T]);
-
-    impl<T: Float> Kernel for Apply<'_, T> {
-        type Output = ();
-
-        fn run<S: Simd>(self, simd: S) {
-            let lanes = T::Vector::<S>::LEN;
-            simd.vectorize(
-                #[inline(always)]
-                || {
-                    for x in self.0.chunks_exact_mut(4 * lanes) {
-                        let mut v = [T::Vector::<S>::from_slice(simd, &x[..lanes]); 4];
-                        for i in 1..4 {
-                            v[i] = T::Vector::<S>::from_slice(simd, &x[i * lanes..][..lanes]);
-                        }
-                        let (e, scale) = T::exp_nonpositive_factors(simd, v);
-                        for i in 0..4 {
-                            (e[i] * scale[i]).store_slice(&mut x[i * lanes..][..lanes]);
-                        }
-                    }
-                },
-            );
-        }
-    }
-
-    let mut y = x.to_vec();
-    y.resize(x.len().next_multiple_of(64), T::ZERO);
-    dispatch(isa, Apply(&mut y)).expect("only available ones are asked for");
-    y.truncate(x.len());
-    y
-}
-
 #[test]
 fn factors_multiply_to_the_exponential() {
     fn check<T: Float>(underflow: f64) {
@@ -383,12 +369,13 @@ fn factors_multiply_to_the_exponential() {
         let edges: Vec<T> = edges.into_iter().map(T::from_f64).collect();
         for isa in Isa::available() {
             let want = apply(isa, Function::ExpNonpositive, &x);
-            for ((got, want), x) in apply_factors(isa, &x).into_iter().zip(want).zip(&x) {
+            for ((got, want), x) in apply(isa, Function::Factors, &x).into_iter().zip(want).zip(&x)
+            {
                 // Of what is flushed to 0 the smallest normal number is left.
                 let want = want.to_f64().max(T::MIN_POSITIVE);
                 assert_eq!(got.to_f64(), want, "{isa} {x:?}");
             }
-            let got = apply_factors(isa, &edges);
+            let got = apply(isa, Function::Factors, &edges);
             assert!(got[0].is_nan() && got[1].is_nan(), "{isa} {got:?}");
             let is_smallest = |y: &T| (y.to_f64() / T::MIN_POSITIVE - 1.0).abs() < 1e-5;
             assert!(got[2..4].iter().all(is_smallest), "{isa} {got:?}");
@@ -397,39 +384,6 @@ fn factors_multiply_to_the_exponential() {
     }
     check::<f32>(f64::from(UNDERFLOW_F32));
     check::<f64>(UNDERFLOW_F64);
-}
-
-/// Applies `exp_weights` to every vector, four at a time.
-fn apply_weights<T: Float>(isa: Isa, x: &[T]) -> Vec<T> {
-    struct Apply<'a, T>(&'a mut [T]);
-
-    impl<T: Float> Kernel for Apply<'_, T> {
-        type Output = ();
-
-        fn run<S: Simd>(self, simd: S) {
-            let lanes = T::Vector::<S>::LEN;
-            simd.vectorize(
-                #[inline(always)]
-                || {
-                    for x in self.0.chunks_exact_mut(4 * lanes) {
-                        let v = std::array::from_fn(|i| {
-                            T::Vector::<S>::from_slice(simd, &x[i * lanes..][..lanes])
-                        });
-                        let weights: [_; 4] = T::exp_weights(simd, v);
-                        for (weight, x) in weights.iter().zip(x.chunks_exact_mut(lanes)) {
-                            weight.store_slice(x);
-                        }
-                    }
-                },
-            );
-        }
-    }
-
-    let mut y = x.to_vec();
-    y.resize(x.len().next_multiple_of(64), T::ZERO);
-    dispatch(isa, Apply(&mut y)).expect("only available ones are asked for");
-    y.truncate(x.len());
-    y
 }
 
 #[test]
@@ -441,7 +395,7 @@ fn weights_are_exact_beside_one() {
         let x: Vec<T> = everywhere.into_iter().chain(near).collect();
         for isa in Isa::available() {
             let (mut absolute, mut relative) = (Worst::default(), Worst::default());
-            for (&x, got) in x.iter().zip(apply_weights(isa, &x)) {
+            for (&x, got) in x.iter().zip(apply(isa, Function::Weights, &x)) {
                 let (got, want) = (got.to_f64(), exact(x));
                 let error = (got - want).abs();
                 absolute.add(error / T::EPSILON, x.to_f64());
@@ -451,7 +405,7 @@ fn weights_are_exact_beside_one() {
             assert!(absolute.error <= 0.6, "{isa} {absolute}");
             assert!(relative.error <= -underflow * 0.6, "{isa} {relative}");
 
-            let one = |x: f64| apply_weights(isa, &[T::from_f64(x)])[0].to_f64();
+            let one = |x: f64| apply(isa, Function::Weights, &[T::from_f64(x)])[0].to_f64();
             assert_eq!((one(0.0), one(-0.0)), (1.0, 1.0), "{isa}");
             let zeros = [1.006 * underflow, 2.0 * underflow, f64::MIN, f64::NEG_INFINITY];
             for x in zeros {
