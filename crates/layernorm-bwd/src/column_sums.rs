@@ -6,7 +6,8 @@
 
 use ndarray::{ArrayViewMut1, Axis};
 use tensor_utils::simd::{Select, Simd, SimdFloat};
-use tensor_utils::{Element, Float, narrow};
+use tensor_utils::tile::pack::narrow_row;
+use tensor_utils::{Element, Float};
 
 use crate::blocks::{BLOCK, Block, Vector, WeightSums, for_each_vector, splat};
 
@@ -44,12 +45,12 @@ pub(crate) fn flush<S: Simd, A: Float>(
                         #[inline(always)]
                         |lane| {
                             let (zero, term) = (splat(simd, A::ZERO), chunk[i].load(simd, lane));
-                            let (mut sum, mut errors) = (term, zero);
-                            if !is_first {
-                                let error;
-                                (sum, error) = two_sum::<S, A>(high[i].load(simd, lane), term);
-                                errors = low[i].load(simd, lane) + error;
-                            }
+                            let (sum, errors) = if is_first {
+                                (term, zero)
+                            } else {
+                                let (sum, error) = two_sum::<S, A>(high[i].load(simd, lane), term);
+                                (sum, low[i].load(simd, lane) + error)
+                            };
                             high[i].store(sum, lane);
                             low[i].store(errors, lane);
                             chunk[i].store(zero, lane);
@@ -107,15 +108,14 @@ pub(crate) fn write<W: Element>(
     mut weights: ArrayViewMut1<'_, W>,
 ) {
     let blocks = weights.axis_chunks_iter_mut(Axis(0), BLOCK);
-    for (block, mut weights) in blocks.enumerate() {
-        let totals = segments.get(block).map_or([W::Acc::ZERO; BLOCK], |sums| sums.high[which].0);
-        match weights.as_slice_mut() {
-            Some(weights) if !accumulate => narrow(&totals, weights),
-            _ => {
-                for (weight, total) in weights.into_iter().zip(totals) {
-                    *weight = W::from_acc(if accumulate { weight.to_acc() + total } else { total });
-                }
+    for (block, weights) in blocks.enumerate() {
+        let mut totals =
+            segments.get(block).map_or([W::Acc::ZERO; BLOCK], |sums| sums.high[which].0);
+        if accumulate {
+            for (total, weight) in totals.iter_mut().zip(&weights) {
+                *total = weight.to_acc() + *total;
             }
         }
+        narrow_row(&totals, weights);
     }
 }
