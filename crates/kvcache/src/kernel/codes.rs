@@ -142,6 +142,7 @@ mod tests {
 
     use super::*;
     use crate::kernel::ahead::Ahead;
+    use crate::kernel::factors::Groups;
 
     /// Products of `rows` rows with codes of `lanes` lanes, by one instruction set.
     struct Products<'a> {
@@ -161,8 +162,9 @@ mod tests {
             let mut ahead = Ahead::default();
             let mut factors = Factors::default();
             let (scales, minima) = (vec![0x3f80; len], vec![0; len]);
-            factors.load(simd, [&scales, &minima], 0, len);
-            factors.make(simd, x, len, rows, len, fields);
+            let (scales, minima) = (&scales[..], &minima[..]);
+            let groups = Groups { scales, minima, lead: 0, fields, terms: len };
+            factors.make(simd, groups, x, (rows, len, len));
             let vectors = stride.div_ceil(lanes::<S>());
             let x = Panel { words, stride, vectors, ahead: ahead.share(0) };
             let codes =

@@ -12,6 +12,8 @@ use super::tile::lanes;
 
 /// Numbers of a row are padded to a multiple of this.
 pub(crate) const PADDING: usize = 32;
+/// Rows whose factors are made at a time.
+const TOGETHER: usize = 4;
 /// The largest factor: its high byte and its low byte, both with signs, hold it.
 const LARGEST: f32 = 32639.0;
 
@@ -22,6 +24,20 @@ pub(crate) struct Scaled {
     pub(crate) scale: f32,
     /// .. and this added.
     pub(crate) offset: f32,
+}
+
+/// The groups of codes that factors are made for: what their codes mean, in bf16.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Groups<'a> {
+    pub(crate) scales: &'a [u16],
+    pub(crate) minima: &'a [u16],
+    /// Numbers of a row that meet no code, before the first that does; those after the last are as many
+    /// as are left.
+    pub(crate) lead: usize,
+    /// Fields of a word of codes.
+    pub(crate) fields: usize,
+    /// At most so many products of a factor and a code are summed, and fit into 32 bits.
+    pub(crate) terms: usize,
 }
 
 /// Rows of factors, and the scratch to make them.
@@ -58,60 +74,45 @@ impl Factors {
         4 * words + size_of::<Scaled>() * self.meaning.capacity()
     }
 
-    /// Takes the scales and minima of the next codes, `lead` zeros before and zeros after up to `len`,
-    /// a multiple of [`PADDING`].
-    pub(crate) fn load<S: Simd>(
-        &mut self,
-        simd: S,
-        [scales, minima]: [&[u16]; 2],
-        lead: usize,
-        len: usize,
-    ) {
-        grow(&mut self.scales, len);
-        grow(&mut self.minima, len);
-        self.len = len;
-        let (to_scales, to_minima) = (&mut self.scales[..len], &mut self.minima[..len]);
-        simd.vectorize(
-            #[inline(always)]
-            || {
-                for (from, to) in [(scales, to_scales), (minima, to_minima)] {
-                    to[..lead].fill(0.0);
-                    to[lead + from.len()..].fill(0.0);
-                    for (to, &from) in to[lead..][..from.len()].iter_mut().zip(from) {
-                        *to = f32::from_bits(u32::from(from) << 16);
-                    }
-                }
-            },
-        )
-    }
-
-    /// The factors of `rows` rows of numbers that are `stride` apart. For codes of words of `fields`
-    /// fields, of which at most `terms` are summed: so many products of a factor and a code fit into 32
-    /// bits.
+    /// The factors of `rows` rows of `len` numbers, a multiple of [`PADDING`], that are `stride` apart.
     pub(crate) fn make<S: Simd>(
         &mut self,
         simd: S,
+        groups: Groups<'_>,
         numbers: &[f32],
-        stride: usize,
-        rows: usize,
-        terms: usize,
-        fields: usize,
+        (rows, stride, len): (usize, usize, usize),
     ) {
-        let top = if fields == 4 { 15.0 } else { 255.0 };
-        let amplitude = (i32::MAX as f32 / (top * terms as f32) * 0.99).min(LARGEST).floor();
-        let len = self.len;
+        self.len = len;
+        grow(&mut self.scales, len);
+        grow(&mut self.minima, len);
         grow(&mut self.words, rows * len / 2);
         self.meaning.clear();
         self.meaning.resize(rows, Scaled::default());
-        let (scales, minima) = (&self.scales[..len], &self.minima[..len]);
-        let words = &mut self.words[..rows * len / 2];
-        let meaning = &mut self.meaning[..];
+        let (scales, minima) = (&mut self.scales[..len], &mut self.minima[..len]);
+        let mut words = &mut self.words[..rows * len / 2];
+        let mut meaning = &mut self.meaning[..];
+        let fields = groups.fields;
         simd.vectorize(
             #[inline(always)]
             || {
-                for (row, words) in words.chunks_exact_mut(len / 2).enumerate() {
-                    let x = &numbers[row * stride..][..len];
-                    meaning[row] = whole(simd, x, scales, minima, amplitude, words);
+                widen(groups.scales, groups.lead, scales);
+                widen(groups.minima, groups.lead, minima);
+                let top = if fields == 4 { 15.0 } else { 255.0 };
+                let fits = i32::MAX as f32 / (top * groups.terms as f32) * 0.99;
+                let widened = Widened { scales, minima, amplitude: fits.min(LARGEST).floor() };
+                let mut row = 0;
+                while row < rows {
+                    let numbers = &numbers[row * stride..];
+                    let together = if rows - row >= TOGETHER { TOGETHER } else { 1 };
+                    let (now, later) = words.split_at_mut(together * len / 2);
+                    let (means, rest) = meaning.split_at_mut(together);
+                    if together == TOGETHER {
+                        whole::<S, TOGETHER>(simd, numbers, stride, &widened, now, means);
+                    } else {
+                        whole::<S, 1>(simd, numbers, stride, &widened, now, means);
+                    }
+                    (words, meaning) = (later, rest);
+                    row += together;
                 }
             },
         );
@@ -122,38 +123,72 @@ impl Factors {
     }
 }
 
-/// `x * scales` as whole numbers up to `amplitude`, in pairs, and what they mean: their products with
-/// codes, times the scale, plus `sum x * minima`. The length is a multiple of [`PADDING`].
+/// bf16 to f32, after `lead` zeros and before more of them.
 #[inline(always)]
-fn whole<S: Simd>(
-    simd: S,
-    x: &[f32],
-    scales: &[f32],
-    minima: &[f32],
+fn widen(from: &[u16], lead: usize, to: &mut [f32]) {
+    to[..lead].fill(0.0);
+    to[lead + from.len()..].fill(0.0);
+    for (to, &from) in to[lead..][..from.len()].iter_mut().zip(from) {
+        *to = f32::from_bits(u32::from(from) << 16);
+    }
+}
+
+/// What codes mean in f32, one for each number of a row, and how large a factor may be.
+struct Widened<'a> {
+    scales: &'a [f32],
+    minima: &'a [f32],
     amplitude: f32,
+}
+
+/// `x * scales` of `ROWS` rows as whole numbers up to the amplitude, in pairs, and what they mean: their
+/// products with codes, times the scale, plus `sum x * minima`. Rows together hide how long each takes to
+/// find its largest product. The length is a multiple of [`PADDING`].
+#[inline(always)]
+fn whole<S: Simd, const ROWS: usize>(
+    simd: S,
+    numbers: &[f32],
+    stride: usize,
+    groups: &Widened<'_>,
     factors: &mut [i32],
-) -> Scaled {
+    meaning: &mut [Scaled],
+) {
     let n = lanes::<S>();
+    let Widened { scales, minima, amplitude } = *groups;
+    let len = scales.len();
+    let minima = &minima[..len];
+    let mut x: [&[f32]; ROWS] = [&[]; ROWS];
+    for r in 0..ROWS {
+        x[r] = &numbers[r * stride..][..len];
+    }
     let zero = S::f32s::simd_from(simd, 0.0);
-    let (mut largest, mut offset) = (zero, zero);
-    let terms = x.chunks_exact(n).zip(scales.chunks_exact(n)).zip(minima.chunks_exact(n));
-    for ((x, scale), minimum) in terms {
-        let x = S::f32s::from_slice(simd, x);
-        largest = largest.max((x * S::f32s::from_slice(simd, scale)).abs());
-        offset = x.mul_add(S::f32s::from_slice(simd, minimum), offset);
+    let (mut largest, mut offset) = ([zero; ROWS], [zero; ROWS]);
+    for at in (0..len).step_by(n) {
+        let scale = S::f32s::from_slice(simd, &scales[at..at + n]);
+        let minimum = S::f32s::from_slice(simd, &minima[at..at + n]);
+        for r in 0..ROWS {
+            let x = S::f32s::from_slice(simd, &x[r][at..at + n]);
+            largest[r] = largest[r].max((x * scale).abs());
+            offset[r] = x.mul_add(minimum, offset[r]);
+        }
     }
-    let largest = largest.reduce_max();
-    // Products so small that this is not finite are as good as 0.
-    let multiplier = S::f32s::simd_from(simd, (amplitude / largest).min(f32::MAX));
-    let terms = x.chunks_exact(2 * n).zip(scales.chunks_exact(2 * n));
-    for ((x, scale), factors) in terms.zip(factors.chunks_exact_mut(n)) {
-        let low = nearest(simd, &x[..n], &scale[..n], multiplier);
-        let high = nearest(simd, &x[n..], &scale[n..], multiplier);
-        let both: S::i16s = low.narrow(high);
-        let both: S::i32s = both.bitcast();
-        both.store_slice(factors);
+    let mut multiplier = [zero; ROWS];
+    for r in 0..ROWS {
+        let largest = largest[r].reduce_max();
+        // Products so small that this is not finite are as good as 0.
+        multiplier[r] = S::f32s::simd_from(simd, (amplitude / largest).min(f32::MAX));
+        meaning[r] = Scaled { scale: largest / amplitude, offset: offset[r].reduce_sum() };
     }
-    Scaled { scale: largest / amplitude, offset: offset.reduce_sum() }
+    for at in (0..len).step_by(2 * n) {
+        let scale = &scales[at..at + 2 * n];
+        for r in 0..ROWS {
+            let x = &x[r][at..at + 2 * n];
+            let low = nearest(simd, &x[..n], &scale[..n], multiplier[r]);
+            let high = nearest(simd, &x[n..], &scale[n..], multiplier[r]);
+            let both: S::i16s = low.narrow(high);
+            let both: S::i32s = both.bitcast();
+            both.store_slice(&mut factors[(r * len + at) / 2..][..n]);
+        }
+    }
 }
 
 /// `x * scale * multiplier` to the nearest whole number of 16 bits, ties to even, in the lower halves.

@@ -7,6 +7,7 @@ use tensor_utils::simd::Simd;
 use super::{Fragment, State};
 use crate::Storage;
 use crate::kernel::codes::{Codes, code_product};
+use crate::kernel::factors::Groups;
 use crate::kernel::floats::{Bf16, F16, F32, Numbers, product};
 use crate::kernel::tile::{Into, Panel, Rows, lanes};
 use crate::store::Slab;
@@ -98,9 +99,11 @@ impl<S: Simd> State<'_, '_, S> {
         let rows = units.start * self.cx.group..units.end * self.cx.group;
         let queries = &self.queries[rows.start * self.depth..];
         let numbers = &words[record..];
-        let factors = &mut self.scratch.factors;
-        factors.load(self.simd, form.affine(numbers, 0..form.groups), 0, self.depth);
-        factors.make(self.simd, queries, self.depth, rows.len(), form.columns, form.fields);
+        let fields = form.fields;
+        let [scales, minima] = form.affine(numbers, 0..form.groups);
+        let groups = Groups { scales, minima, lead: 0, fields, terms: form.columns };
+        let shape = (rows.len(), self.depth, self.depth);
+        self.scratch.factors.make(self.simd, groups, queries, shape);
         let work = rows.len() * fragment.len * form.columns;
         let x = Panel {
             words: &numbers[form.head() + 2 * fragment.row..],
@@ -108,7 +111,6 @@ impl<S: Simd> State<'_, '_, S> {
             vectors: fragment.len.div_ceil(lanes::<S>()),
             ahead: self.scratch.ahead.share(work),
         };
-        let fields = form.fields;
         let blocks = form.columns.div_ceil(2 * fields);
         let codes = Codes { x, fields, first: 0, blocks, factors: &self.scratch.factors };
         let numbers = &mut scores[rows.start * stride + fragment.key..];

@@ -7,7 +7,7 @@ use tensor_utils::simd::Simd;
 use super::{Fragment, SCORES, Scratch, State, grow};
 use crate::Storage;
 use crate::kernel::codes::{Codes, code_product};
-use crate::kernel::factors::PADDING;
+use crate::kernel::factors::{Groups, PADDING};
 use crate::kernel::floats::{Bf16, F16, F32, Numbers, product};
 use crate::kernel::tile::{Into, Panel, Rows, lanes};
 use crate::store::Slab;
@@ -71,8 +71,6 @@ impl<S: Simd> State<'_, '_, S> {
         let lead = fragment.row - first * 2 * fields;
         let padded = (blocks * 2 * fields).next_multiple_of(PADDING);
         let Scratch { factors, aligned, scores, .. } = &mut *self.scratch;
-        let groups = fragment.row..fragment.row + fragment.len;
-        factors.load(self.simd, form.affine(&words[record..], groups), lead, padded);
         let mut weights = (&scores[rows.start * SCORES + fragment.key..], SCORES);
         if fragment.len < padded {
             grow(aligned, rows.len() * padded);
@@ -84,7 +82,10 @@ impl<S: Simd> State<'_, '_, S> {
             }
             weights = (aligned, padded);
         }
-        factors.make(self.simd, weights.0, weights.1, rows.len(), padded, fields);
+        let used = fragment.row..fragment.row + fragment.len;
+        let [scales, minima] = form.affine(&words[record..], used);
+        let groups = Groups { scales, minima, lead, fields, terms: padded };
+        factors.make(self.simd, groups, weights.0, (rows.len(), weights.1, padded));
         let work = rows.len() * fragment.len * form.columns;
         let x = Panel {
             words: &words[record + form.head()..],
