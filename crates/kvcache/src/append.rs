@@ -1,6 +1,7 @@
 //! Appending rows.
 
-use ndarray::{ArrayView1, ArrayView3, Axis};
+use ndarray::{ArrayView3, Axis};
+use tensor_utils::tile::pack::widen_row;
 use tensor_utils::{Element, check_shape};
 
 use crate::cache::Cache;
@@ -255,8 +256,8 @@ impl Cache {
             for head in 0..self.config.key_heads {
                 for (form, from) in [(self.keys, k), (self.values, v)] {
                     let from = from.index_axis(Axis(0), first + i);
-                    widen_row(from.index_axis(Axis(0), head), &mut buffer);
-                    self.write_row(layer, seq, index, head, row, form, &buffer);
+                    let width = widen_row(from.index_axis(Axis(0), head), &mut buffer);
+                    self.write_row(layer, seq, index, head, row, form, &buffer[..width]);
                 }
             }
             if row + 1 == page_size {
@@ -302,11 +303,6 @@ impl Cache {
             }
         }
     }
-}
-
-fn widen_row<T: Element<Acc = f32>>(from: ArrayView1<'_, T>, to: &mut Vec<f32>) {
-    to.clear();
-    to.extend(from.iter().map(|x| x.to_acc()));
 }
 
 fn check_finite<T: Element<Acc = f32>>(

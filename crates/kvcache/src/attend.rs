@@ -2,6 +2,7 @@
 
 use ndarray::{Array2, Array3, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 use tensor_utils::simd::Simd;
+use tensor_utils::tile::pack::{narrow_row, widen_row};
 use tensor_utils::{
     Element, Isa, IsaError, Kernel, ShapeError, check_shape, dispatch, for_each_chunk, try_array,
 };
@@ -192,9 +193,8 @@ fn pack<T: Element<Acc = f32>>(
             for h in 0..group {
                 let row = (head * plan.units.len() + index) * group + h;
                 let (to, padding) = to[row * depth..(row + 1) * depth].split_at_mut(head_size);
-                for (to, x) in to.iter_mut().zip(q.row(head * group + h)) {
-                    *to = x.to_acc() * scale;
-                }
+                widen_row(q.row(head * group + h), to);
+                to.iter_mut().for_each(|x| *x *= scale);
                 padding.fill(0.0);
             }
         }
@@ -282,7 +282,8 @@ fn run_tasks<S: Simd>(
     }
 }
 
-/// Merges the chunks of each row in order; `to` is `[row][o, m, l]` of one key head.
+/// Merges the chunks of each row in order and divides by the sum of the weights; `to` is `[row][o, lse, l]`
+/// of one key head.
 #[inline(always)]
 fn merge(
     plan: &Plan,
@@ -316,9 +317,21 @@ fn merge(
             state[1] = state[1] * a + l[row] * b;
         }
     }
+    for row in to.chunks_exact_mut(e + 2) {
+        let (sums, state) = row.split_at_mut(e);
+        let (max, sum) = (state[0], state[1]);
+        if sum == 0.0 {
+            sums.fill(0.0);
+            state[0] = f32::NEG_INFINITY;
+        } else {
+            let inverse = 1.0 / sum;
+            sums.iter_mut().for_each(|x| *x *= inverse);
+            state[0] = max + sum.ln();
+        }
+    }
 }
 
-/// Divides by the sums of weights and writes out.
+/// Writes out what was merged.
 fn write<T: Element<Acc = f32>>(
     o: &mut ArrayViewMut3<'_, T>,
     lse: &mut ArrayViewMut2<'_, f32>,
@@ -327,31 +340,25 @@ fn write<T: Element<Acc = f32>>(
     wave: std::ops::Range<usize>,
     workspace: &Workspace,
 ) {
-    let plan = &workspace.plan;
+    let Workspace { plan, merged, .. } = workspace;
     let first = plan.tasks.iter().map(|task| task.units.start).min().unwrap_or(0);
     let end = plan.tasks.iter().map(|task| task.units.end).max().unwrap_or(0);
     let e = cache.config.value_size.next_multiple_of(16);
     for index in wave {
         let row = plan.units[index].row;
-        for head in 0..cache.config.key_heads * group {
-            let mut out = o.index_axis_mut(Axis(0), row);
-            let out = out.row_mut(head);
-            // Units that see nothing may be in no task.
-            let (sums, max, sum) = if (first..end).contains(&index) {
-                let unit = head / group * (end - first) + index - first;
-                let state = &workspace.merged[(unit * group + head % group) * (e + 2)..][..e + 2];
-                (&state[..e], state[e], state[e + 1])
-            } else {
-                (&[][..], f32::NEG_INFINITY, 0.0)
-            };
-            if sum == 0.0 {
-                out.into_iter().for_each(|out| *out = T::from_acc(0.0));
-                lse[[row, head]] = f32::NEG_INFINITY;
-            } else {
-                let inverse = 1.0 / sum;
-                out.into_iter().zip(sums).for_each(|(out, &x)| *out = T::from_acc(x * inverse));
-                lse[[row, head]] = max + sum.ln();
-            }
+        let mut o = o.index_axis_mut(Axis(0), row);
+        let mut lse = lse.row_mut(row);
+        // Units that see nothing may be in no task.
+        if !(first..end).contains(&index) {
+            o.fill(T::from_acc(0.0));
+            lse.fill(f32::NEG_INFINITY);
+            continue;
+        }
+        for (head, (o, lse)) in o.rows_mut().into_iter().zip(&mut lse).enumerate() {
+            let unit = head / group * (end - first) + index - first;
+            let result = &merged[(unit * group + head % group) * (e + 2)..][..e + 2];
+            narrow_row(&result[..e], o);
+            *lse = result[e];
         }
     }
 }

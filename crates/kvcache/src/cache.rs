@@ -111,7 +111,7 @@ impl Cache {
             slots: Vec::new(),
             free_slots: Vec::new(),
             regions,
-            row_buffer: Vec::with_capacity(config.head_size.max(config.value_size)),
+            row_buffer: vec![0.0; config.head_size.max(config.value_size)],
         })
     }
 

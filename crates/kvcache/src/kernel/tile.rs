@@ -98,7 +98,9 @@ pub(crate) fn cover<S: Simd, P: Tiles<S>>(
     vectors: usize,
     lines: Lines<'_>,
 ) {
-    let mut cover = Cover { rows, vectors, lines, row: 0, done: 0 };
+    // A share is rounded up, so that none is left over.
+    let each = ((lines.len() as u64) << 32) / (rows * vectors).max(1) as u64 + 1;
+    let mut cover = Cover { rows, vectors, lines, each, row: 0, done: 0 };
     if const { lanes::<S>() == 16 } {
         cover.strips::<S, 8, 2>(simd, product);
         cover.strips::<S, 4, 4>(simd, product);
@@ -115,6 +117,8 @@ struct Cover<'a> {
     rows: usize,
     vectors: usize,
     lines: Lines<'a>,
+    /// Lines for each sum, times 2^32.
+    each: u64,
     /// Rows before it are done.
     row: usize,
     /// Sums that are done.
@@ -149,7 +153,7 @@ impl<'a> Cover<'a> {
 
     /// The lines of a tile of `sums` sums.
     fn share(&mut self, sums: usize) -> Lines<'a> {
-        let until = |done: usize| self.lines.len() * done / (self.rows * self.vectors);
+        let until = |done: usize| ((self.each * done as u64 >> 32) as usize).min(self.lines.len());
         let lines = self.lines.slice(until(self.done)..until(self.done + sums));
         self.done += sums;
         lines

@@ -209,9 +209,9 @@ where
     sum.simd_eq(V::simd_from(simd, V::Element::from(0_i8))).all_true()
 }
 
-/// Widens a row; returns its length.
+/// Widens a row into the start of `to`; returns its length.
 #[inline(always)]
-fn widen_row<T: Element>(row: ArrayView1<'_, T>, to: &mut [T::Acc]) -> usize {
+pub fn widen_row<T: Element>(row: ArrayView1<'_, T>, to: &mut [T::Acc]) -> usize {
     match row.to_slice() {
         Some(row) => widen(row, &mut to[..row.len()]),
         None => to.iter_mut().zip(row).for_each(|(to, x)| *to = x.to_acc()),
