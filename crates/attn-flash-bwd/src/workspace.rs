@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use tensor_utils::tile::pairs::{Pair, pair_depth};
 use tensor_utils::{
-    Element, Float, Isa, IsaError, ShapeError, bf16, lock_slot, take_slot, try_vec,
+    Aligned, Element, Float, Isa, IsaError, ShapeError, bf16, lock_slot, take_slot, try_vec,
 };
 
 use crate::{Error, Inputs, Strategy, Tiling, VarlenInputs};
@@ -35,8 +35,8 @@ const MAX_LANES: usize = 16;
 /// 4 (c (3 d / 2 + p + e + r + max(p, r)) + 96 (d + p + r) + 48 (d + e) + 433 c + 1536) + 96 c  bytes
 /// ```
 ///
-/// (0.81 MB for head size 64). Beside the slots
-/// there is one number a query row and head for delta, and for 16-bit types, whose gradients add up
+/// (0.81 MB for head size 64), and each buffer up to 60 bytes more, to begin at a line of the caches.
+/// Beside the slots there is one number a query row and head for delta, and for 16-bit types, whose gradients add up
 /// in `f32`, one number an element of dq, dk and dv.
 #[derive(Debug)]
 pub struct Workspace<T: Element> {
@@ -173,33 +173,33 @@ impl<A> Slots<A> {
 #[derive(Debug)]
 pub(crate) struct Scratch<A> {
     /// Keys of a block, transposed.
-    pub(crate) keys_transposed: Vec<A>,
+    pub(crate) keys_transposed: Aligned<A>,
     /// Values of a block, transposed.
-    pub(crate) values_transposed: Vec<A>,
+    pub(crate) values_transposed: Aligned<A>,
     /// Keys of a block times the scale, packed by columns.
-    pub(crate) keys: Vec<A>,
+    pub(crate) keys: Aligned<A>,
     /// Sums for the keys of a block.
-    pub(crate) dk: Vec<A>,
+    pub(crate) dk: Aligned<A>,
     /// Sums for the values of a block.
-    pub(crate) dv: Vec<A>,
+    pub(crate) dv: Aligned<A>,
     /// Queries of a band times the scale.
-    pub(crate) queries: Vec<A>,
+    pub(crate) queries: Aligned<A>,
     /// `do` of a band.
-    pub(crate) d_o: Vec<A>,
+    pub(crate) d_o: Aligned<A>,
     /// Sums for the queries of a band.
-    pub(crate) dq: Vec<A>,
+    pub(crate) dq: Aligned<A>,
     /// Scores of a band, then `P`.
-    pub(crate) scores: Vec<A>,
+    pub(crate) scores: Aligned<A>,
     /// `dP` of a band, then `dS`.
-    pub(crate) dp: Vec<A>,
+    pub(crate) dp: Aligned<A>,
     /// Whether the pairs of a band are visible; only where something is not finite.
     pub(crate) visible: Vec<bool>,
     /// Capped scores of a row.
-    pub(crate) capped: Vec<A>,
+    pub(crate) capped: Aligned<A>,
     /// Sums for a part of the bias.
-    pub(crate) sums: Vec<A>,
+    pub(crate) sums: Aligned<A>,
     /// Rows on their way into a panel.
-    pub(crate) rows: Vec<A>,
+    pub(crate) rows: Aligned<A>,
     /// Operands of products of bf16 pairs.
     pub(crate) pairs: Pairs,
 }
@@ -209,33 +209,33 @@ pub(crate) struct Scratch<A> {
 #[derive(Debug, Default)]
 pub(crate) struct Pairs {
     /// Keys of a block, transposed: pairs of columns.
-    pub(crate) keys_transposed: Vec<Pair>,
+    pub(crate) keys_transposed: Aligned<Pair>,
     /// Values of a block, transposed: pairs of columns.
-    pub(crate) values_transposed: Vec<Pair>,
+    pub(crate) values_transposed: Aligned<Pair>,
     /// Keys of a block, packed by columns: pairs of keys.
-    pub(crate) keys: Vec<Pair>,
+    pub(crate) keys: Aligned<Pair>,
     /// Queries of a band: pairs of columns.
-    pub(crate) queries: Vec<Pair>,
+    pub(crate) queries: Aligned<Pair>,
     /// `do` of a band: pairs of columns.
-    pub(crate) d_o: Vec<Pair>,
+    pub(crate) d_o: Aligned<Pair>,
     /// Queries of a band: pairs of queries.
-    pub(crate) query_pairs: Vec<Pair>,
+    pub(crate) query_pairs: Aligned<Pair>,
     /// `do` of a band: pairs of queries.
-    pub(crate) d_o_pairs: Vec<Pair>,
+    pub(crate) d_o_pairs: Aligned<Pair>,
     /// `P` of a band: pairs of queries.
-    pub(crate) p: Vec<Pair>,
+    pub(crate) p: Aligned<Pair>,
     /// `dS` of a band times the scale: pairs of queries.
-    pub(crate) ds: Vec<Pair>,
+    pub(crate) ds: Aligned<Pair>,
     /// The same: pairs of keys.
-    pub(crate) ds_rows: Vec<Pair>,
+    pub(crate) ds_rows: Aligned<Pair>,
     /// Rows on their way into a panel.
-    pub(crate) rows: Vec<Pair>,
+    pub(crate) rows: Aligned<Pair>,
 }
 
 impl Pairs {
     /// For `d`, `e` and `keys` as rounded up for [`Scratch`].
     fn new(d: usize, e: usize, keys: usize) -> Result<Self, ShapeError> {
-        let zeros = |height, width| try_vec("workspace", &[height, width]);
+        let zeros = |height, width| Aligned::try_new("workspace", &[height, width]);
         let pairs = |columns: usize| pair_depth(columns).next_multiple_of(MAX_LANES);
         Ok(Self {
             keys_transposed: zeros(keys, pairs(d))?,
@@ -266,7 +266,7 @@ impl Pairs {
             &self.ds_rows,
             &self.rows,
         ];
-        pairs.iter().map(|buffer| size_of_val(buffer.as_slice())).sum()
+        pairs.iter().map(|buffer| buffer.len() * size_of::<Pair>()).sum()
     }
 }
 
@@ -280,8 +280,9 @@ impl<A: Float> Scratch<A> {
     ) -> Result<Self, ShapeError> {
         let d = round_up(head_size, MAX_LANES);
         let e = round_up(value_size, MAX_LANES);
-        let zeros = |height, width| try_vec("workspace", &[height, width]);
-        let operand = |height, width| if in_pairs { Ok(Vec::new()) } else { zeros(height, width) };
+        let zeros = |height, width| Aligned::try_new("workspace", &[height, width]);
+        let operand =
+            |height, width| if in_pairs { Ok(Aligned::default()) } else { zeros(height, width) };
         Ok(Self {
             keys_transposed: operand(keys, d)?,
             values_transposed: operand(keys, e)?,

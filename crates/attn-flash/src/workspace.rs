@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use tensor_utils::{Float, Isa, IsaError, ShapeError, lock_slot, take_slot, try_vec};
+use tensor_utils::{Aligned, Float, Isa, IsaError, ShapeError, lock_slot, take_slot, try_vec};
 
 use crate::call::invalid;
 use crate::{Error, Tiling};
@@ -23,7 +23,7 @@ const MAX_TILE: usize = 12;
 /// ```
 ///
 /// whatever the number of queries, keys, heads and batch entries: 1.14 MB for `f32`, head size 64
-/// and the default tiling.
+/// and the default tiling. Each buffer takes up to 60 bytes more, to begin at a line of the caches.
 #[derive(Debug)]
 pub struct Workspace<A: Float> {
     tiling: Tiling,
@@ -106,25 +106,25 @@ fn round_up(n: usize, multiple: usize) -> usize {
 #[derive(Debug)]
 pub(crate) struct Scratch<A> {
     /// Queries, times the scale, `[row][row_stride(D)]`.
-    pub(crate) queries: Vec<A>,
+    pub(crate) queries: Aligned<A>,
     /// Unnormalised outputs, `[row][E rounded up to lanes]`.
-    pub(crate) o: Vec<A>,
+    pub(crate) o: Aligned<A>,
     /// Largest score of each row.
-    pub(crate) m: Vec<A>,
+    pub(crate) m: Aligned<A>,
     /// Sum of `exp(score - m)` of each row.
-    pub(crate) l: Vec<A>,
+    pub(crate) l: Aligned<A>,
     /// First key and end of the keys that each row may see.
     pub(crate) intervals: Vec<(usize, usize)>,
     /// Packed keys of a block.
-    pub(crate) keys: Vec<A>,
+    pub(crate) keys: Aligned<A>,
     /// Packed values of a block.
-    pub(crate) values: Vec<A>,
+    pub(crate) values: Aligned<A>,
     /// Rows on their way into a panel.
-    pub(crate) rows: Vec<A>,
+    pub(crate) rows: Aligned<A>,
     /// Scores of a tile, `[panel][row][panel width]`.
-    pub(crate) scores: Vec<A>,
+    pub(crate) scores: Aligned<A>,
     /// The same before the exponential, where they are needed.
-    pub(crate) raw_scores: Vec<A>,
+    pub(crate) raw_scores: Aligned<A>,
 }
 
 impl<A: Float> Scratch<A> {
@@ -132,7 +132,7 @@ impl<A: Float> Scratch<A> {
         let d = round_up(head_size, MAX_LANES);
         let e = round_up(value_size, MAX_LANES);
         let (rows, keys) = (tiling.query_block, tiling.key_block);
-        let zeros = |height, width| try_vec("workspace", &[height, width]);
+        let zeros = |height, width| Aligned::try_new("workspace", &[height, width]);
         Ok(Self {
             queries: zeros(rows, d)?,
             o: zeros(rows, e)?,

@@ -4,13 +4,14 @@ use ndarray::{Array2, Array3, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 use tensor_utils::simd::Simd;
 use tensor_utils::tile::pack::{narrow_row, widen_row};
 use tensor_utils::{
-    Element, Isa, IsaError, Kernel, ShapeError, check_shape, dispatch, for_each_chunk, try_array,
+    Aligned, Element, Isa, IsaError, Kernel, ShapeError, check_shape, dispatch, for_each_chunk,
+    try_array,
 };
 
 use crate::cache::Cache;
 use crate::error::invalid;
 use crate::kernel::factors::PADDING;
-use crate::kernel::task::{self, Context, grow};
+use crate::kernel::task::{self, Context};
 use crate::options::NO_PAGE;
 use crate::plan::{Plan, Task};
 use crate::workspace::Slots;
@@ -183,10 +184,10 @@ fn pack<T: Element<Acc = f32>>(
     group: usize,
     depth: usize,
     scale: f32,
-    to: &mut Vec<f32>,
+    to: &mut Aligned<f32>,
 ) {
     let (_, heads, head_size) = q.dim();
-    grow(to, heads * plan.units.len() * depth);
+    to.grow(heads * plan.units.len() * depth);
     for head in 0..heads / group {
         for (index, unit) in plan.units.iter().enumerate() {
             let q = q.index_axis(Axis(0), unit.row);
@@ -224,7 +225,7 @@ impl Kernel for Wave<'_> {
         let mut partials = std::mem::take(&mut workspace.partials);
         let mut merged = std::mem::take(&mut workspace.merged);
         let plan = &workspace.plan;
-        grow(&mut partials, plan.floats);
+        partials.grow(plan.floats);
         let cx = Context {
             cache,
             layer,
@@ -241,7 +242,7 @@ impl Kernel for Wave<'_> {
         let end = plan.tasks.iter().map(|task| task.units.end).max().unwrap_or(0);
         let e = cache.config.value_size.next_multiple_of(16);
         let size = (end - first) * group * (e + 2);
-        grow(&mut merged, cache.config.key_heads * size);
+        merged.grow(cache.config.key_heads * size);
         let merged_heads = &mut merged[..cache.config.key_heads * size];
         let slots = workspace.slots();
         // One entry into the pool for both steps: a thread from outside sleeps meanwhile.

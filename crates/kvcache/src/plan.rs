@@ -156,7 +156,8 @@ impl Plan {
                 }
                 for head in 0..cache.config.key_heads {
                     self.tasks.push(Task { head, chunk, units: start..end, partial: self.floats });
-                    self.floats += (end - start) * row;
+                    // The next result begins at a line of the caches.
+                    self.floats += ((end - start) * row).next_multiple_of(16);
                 }
                 start = end;
             }

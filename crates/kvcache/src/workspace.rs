@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use tensor_utils::{lock_slot, take_slot};
+use tensor_utils::{Aligned, lock_slot, take_slot};
 
 use crate::kernel::task::Scratch;
 use crate::plan::Plan;
@@ -13,11 +13,11 @@ use crate::plan::Plan;
 pub struct Workspace {
     pub(crate) plan: Plan,
     /// Queries times the scale.
-    pub(crate) queries: Vec<f32>,
+    pub(crate) queries: Aligned<f32>,
     /// Results of tasks.
-    pub(crate) partials: Vec<f32>,
+    pub(crate) partials: Aligned<f32>,
     /// Results of rows.
-    pub(crate) merged: Vec<f32>,
+    pub(crate) merged: Aligned<f32>,
     slots: Vec<Mutex<Scratch>>,
 }
 
@@ -29,8 +29,8 @@ impl Workspace {
 
     /// Bytes it holds.
     pub fn bytes(&self) -> usize {
-        let floats = self.queries.capacity() + self.partials.capacity() + self.merged.capacity();
-        4 * floats + self.slots.iter().map(|slot| lock_slot(slot).bytes()).sum::<usize>()
+        let results = self.queries.bytes() + self.partials.bytes() + self.merged.bytes();
+        results + self.slots.iter().map(|slot| lock_slot(slot).bytes()).sum::<usize>()
     }
 
     /// Scratch for each thread of the pool.

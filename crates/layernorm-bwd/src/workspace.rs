@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use tensor_utils::{Float, Isa, IsaError, take_slot, try_vec};
+use tensor_utils::{Aligned, Float, Isa, IsaError, take_slot, try_vec};
 
 use crate::blocks::{BLOCK, Block, WeightSums};
 use crate::column_sums::TwoPart;
@@ -19,7 +19,8 @@ use crate::{Error, Tiling};
 /// w (6 t d + (2 + 2 t + 4 s) e)  bytes:
 /// ```
 ///
-/// 2.4 MB for many rows of 4096 `f32` and two threads. A call from a larger pool is correct but
+/// 2.4 MB for many rows of 4096 `f32` and two threads, and up to 60 bytes more a row of scratch, to begin at
+/// a line of the caches. A call from a larger pool is correct but
 /// waits for scratch memory.
 #[derive(Debug)]
 pub struct Workspace<A: Float> {
@@ -52,10 +53,10 @@ pub(crate) struct Slots<'a, A>(&'a [Mutex<Scratch<A>>]);
 #[derive(Debug)]
 pub(crate) struct Scratch<A> {
     /// Rows in the compute type: one to compute on and the next.
-    pub(crate) x: [Vec<A>; 2],
-    pub(crate) dy: [Vec<A>; 2],
-    pub(crate) dres: Vec<A>,
-    pub(crate) dx: Vec<A>,
+    pub(crate) x: [Aligned<A>; 2],
+    pub(crate) dy: [Aligned<A>; 2],
+    pub(crate) dres: Aligned<A>,
+    pub(crate) dx: Aligned<A>,
     /// Sums of a chunk of rows.
     pub(crate) sums: Vec<WeightSums<A>>,
 }
@@ -74,7 +75,7 @@ impl<A: Float> Workspace<A> {
         };
         let blocks = row_length.div_ceil(BLOCK);
         let columns = || try_vec("workspace", &[blocks]);
-        let row = || try_vec("workspace", &[row_length]);
+        let row = || Aligned::try_new("workspace", &[row_length]);
         let scratch = || -> Result<_, Error> {
             let (x, dy) = ([row()?, row()?], [row()?, row()?]);
             let sums = try_vec("workspace", &[blocks])?;

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod aligned;
 mod alloc;
 mod convert;
 mod element;
@@ -28,6 +29,7 @@ pub use float::Float;
 pub use half::{bf16, f16};
 
 // Shapes, their errors, and arrays of them.
+pub use aligned::Aligned;
 pub use alloc::{try_array, try_vec};
 pub use rows::{rows, rows_mut};
 pub use shape::{ShapeError, broadcast_4d, check_not_empty, check_shape};

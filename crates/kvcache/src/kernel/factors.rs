@@ -3,11 +3,11 @@
 //! `sum_i x[i] (minimum[i] + scale[i] code[i]) = sum_i (x[i] scale[i]) code[i] + sum_i x[i] minimum[i]`
 //! (docs/derivation.md, equations 4 and 5).
 
+use tensor_utils::Aligned;
 use tensor_utils::simd::{Bytes, Simd, SimdBase, SimdFloat, SimdFrom, SimdNarrow};
 
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 use super::bytes;
-use super::task::grow;
 use super::tile::lanes;
 
 /// Numbers of a row are padded to a multiple of this.
@@ -44,11 +44,11 @@ pub(crate) struct Groups<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Factors {
     /// Scales and minima of the codes.
-    scales: Vec<f32>,
-    minima: Vec<f32>,
+    scales: Aligned<f32>,
+    minima: Aligned<f32>,
     /// Pairs of 16 bits, `i = 2 j` in the lower half; with AVX-512 bytes, as [`bytes::split`] leaves
     /// them.
-    words: Vec<i32>,
+    words: Aligned<i32>,
     meaning: Vec<Scaled>,
     /// Numbers of a row.
     len: usize,
@@ -70,8 +70,8 @@ impl Factors {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        let words = self.scales.capacity() + self.minima.capacity() + self.words.capacity();
-        4 * words + size_of::<Scaled>() * self.meaning.capacity()
+        let words = self.scales.bytes() + self.minima.bytes() + self.words.bytes();
+        words + size_of::<Scaled>() * self.meaning.capacity()
     }
 
     /// The factors of `rows` rows of `len` numbers, a multiple of [`PADDING`], that are `stride` apart.
@@ -83,9 +83,9 @@ impl Factors {
         (rows, stride, len): (usize, usize, usize),
     ) {
         self.len = len;
-        grow(&mut self.scales, len);
-        grow(&mut self.minima, len);
-        grow(&mut self.words, rows * len / 2);
+        self.scales.grow(len);
+        self.minima.grow(len);
+        self.words.grow(rows * len / 2);
         self.meaning.clear();
         self.meaning.resize(rows, Scaled::default());
         let (scales, minima) = (&mut self.scales[..len], &mut self.minima[..len]);

@@ -6,6 +6,7 @@ mod values;
 
 use std::ops::Range;
 
+use tensor_utils::Aligned;
 use tensor_utils::simd::{Simd, SimdBase};
 
 use super::ahead::{AHEAD, Ahead};
@@ -65,39 +66,32 @@ type Seen = [(usize, usize); 3];
 /// Scratch of one thread, grown as needed.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    scores: Vec<f32>,
+    scores: Aligned<f32>,
     /// Scores of all rows of a tree, before they are put in the order of each path.
-    tree: Vec<f32>,
-    l: Vec<f32>,
-    correction: Vec<f32>,
+    tree: Aligned<f32>,
+    l: Aligned<f32>,
+    correction: Aligned<f32>,
     seen: Vec<Seen>,
     fragments: Vec<Fragment>,
     ahead: Ahead,
     factors: Factors,
     /// Weights from the beginning of a block of codes on.
-    aligned: Vec<f32>,
+    aligned: Aligned<f32>,
     path: Vec<usize>,
 }
 
 impl Scratch {
     pub(crate) fn bytes(&self) -> usize {
-        4 * (self.scores.capacity()
-            + self.tree.capacity()
-            + self.l.capacity()
-            + self.correction.capacity()
-            + self.aligned.capacity())
+        self.scores.bytes()
+            + self.tree.bytes()
+            + self.l.bytes()
+            + self.correction.bytes()
+            + self.aligned.bytes()
             + self.factors.bytes()
             + 8 * self.path.capacity()
             + self.ahead.bytes()
             + size_of::<Seen>() * self.seen.capacity()
             + size_of::<Fragment>() * self.fragments.capacity()
-    }
-}
-
-/// Makes a buffer at least so long; what is in it does not matter.
-pub(crate) fn grow<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
-    if buffer.len() < len {
-        buffer.resize(len, T::default());
     }
 }
 
@@ -122,10 +116,11 @@ pub(crate) fn run<S: Simd>(
     let (m, l) = rest.split_at_mut(rows);
     o.fill(0.0);
     m.fill(f32::NEG_INFINITY);
-    grow(&mut scratch.scores, rows * SCORES);
-    grow(&mut scratch.l, rows * 16);
-    grow(&mut scratch.correction, rows);
-    grow(&mut scratch.seen, task.units.len());
+    scratch.scores.grow(rows * SCORES);
+    scratch.l.grow(rows * 16);
+    scratch.correction.grow(rows);
+    let units = task.units.len().max(scratch.seen.len());
+    scratch.seen.resize(units, Seen::default());
     scratch.l[..rows * 16].fill(0.0);
 
     let depth = cx.cache.config.head_size.next_multiple_of(PADDING);

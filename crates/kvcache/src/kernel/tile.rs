@@ -153,7 +153,8 @@ impl<'a> Cover<'a> {
 
     /// The lines of a tile of `sums` sums.
     fn share(&mut self, sums: usize) -> Lines<'a> {
-        let until = |done: usize| ((self.each * done as u64 >> 32) as usize).min(self.lines.len());
+        let until =
+            |done: usize| (((self.each * done as u64) >> 32) as usize).min(self.lines.len());
         let lines = self.lines.slice(until(self.done)..until(self.done + sums));
         self.done += sums;
         lines

@@ -2,7 +2,7 @@
 
 use tensor_utils::simd::Simd;
 
-use super::{BLOCK, SCORES, State, grow};
+use super::{BLOCK, SCORES, State};
 
 impl<S: Simd> State<'_, '_, S> {
     /// Positions `block..block + BLOCK` for the nodes of a tree: rows before the tree, then each node's
@@ -15,7 +15,7 @@ impl<S: Simd> State<'_, '_, S> {
         if block == from {
             // All rows against all nodes, once for the chunk.
             let mut tree = std::mem::take(&mut self.scratch.tree);
-            grow(&mut tree, self.rows * width);
+            tree.grow(self.rows * width);
             self.cut(from..entry.len, from);
             self.scratch.ahead.restart(0);
             self.score(&mut tree, width);

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use tensor_utils::simd::Simd;
 
-use super::{Fragment, SCORES, Scratch, State, grow};
+use super::{Fragment, SCORES, Scratch, State};
 use crate::Storage;
 use crate::kernel::codes::{Codes, code_product};
 use crate::kernel::factors::{Groups, PADDING};
@@ -73,7 +73,7 @@ impl<S: Simd> State<'_, '_, S> {
         let Scratch { factors, aligned, scores, .. } = &mut *self.scratch;
         let mut weights = (&scores[rows.start * SCORES + fragment.key..], SCORES);
         if fragment.len < padded {
-            grow(aligned, rows.len() * padded);
+            aligned.grow(rows.len() * padded);
             for (row, aligned) in aligned.chunks_exact_mut(padded).take(rows.len()).enumerate() {
                 aligned[..lead].fill(0.0);
                 aligned[lead..][..fragment.len]
