@@ -19,6 +19,26 @@ pub(super) use texts::Texts;
 /// Train a model.
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    #[command(flatten)]
+    start: Start,
+    /// Where checkpoint, model and report go
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Go on from the checkpoint in --out, with its texts and options
+    #[arg(long)]
+    resume: bool,
+    /// Threads. Default: all
+    #[arg(long)]
+    threads: Option<usize>,
+    /// No progress bar
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// How a training starts. What goes on has all of this from its checkpoint.
+#[derive(clap::Args)]
+#[command(mut_args(|arg| arg.conflicts_with("resume")))]
+struct Start {
     /// Texts to train on, UTF-8. Default: the documentation of this workspace
     #[arg(long, value_name = "FILE", num_args = 1..)]
     text: Vec<PathBuf>,
@@ -26,18 +46,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", num_args = 1..)]
     val: Vec<PathBuf>,
     /// Fraction of the texts that is held out if there is no --val
-    #[arg(long, default_value_t = 0.1)]
+    #[arg(long, default_value_t = 0.1, conflicts_with = "val")]
     val_fraction: f64,
     /// Refuse a validation text that shares windows of this many bytes with the training text; 0: do
     /// not look
     #[arg(long, value_name = "BYTES", default_value_t = 100)]
     guard: usize,
-    /// Where checkpoint, model and report go
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Go on from the checkpoint in --out, with its texts and options
-    #[arg(long)]
-    resume: bool,
     /// nano, small or path-b
     #[arg(long, default_value = "nano")]
     preset: Preset,
@@ -51,16 +65,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TOKENS", default_value_t = 0)]
     bpe: usize,
     /// Give the head weights of its own instead of the embedding's
-    #[arg(long)]
+    #[arg(long, conflicts_with = "init")]
     untied: bool,
     /// Base of the rotary frequencies. Default: 50 nano, 100 others
-    #[arg(long)]
+    #[arg(long, conflicts_with = "init")]
     rope_theta: Option<f64>,
     /// Scale rule: absmean, twn or optimal
-    #[arg(long, default_value = "absmean")]
+    #[arg(long, default_value = "absmean", conflicts_with = "float")]
     rule: Rule,
     /// Weights that share a scale: a multiple of 32 up to 256
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, conflicts_with = "float")]
     group: usize,
     /// Steps. Default: 2000 nano, 3000 small, 1000 path-b
     #[arg(long)]
@@ -111,10 +125,10 @@ pub(crate) struct Args {
     #[arg(long)]
     clip: Option<f64>,
     /// Steps at the start that are trained as float
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, conflicts_with = "float")]
     float_steps: usize,
     /// Keep embedding and head float, to measure what they cost
-    #[arg(long)]
+    #[arg(long, conflicts_with = "float")]
     float_embedding: bool,
     /// Round the inputs of linear layers to 8 bits
     #[arg(long)]
@@ -131,12 +145,6 @@ pub(crate) struct Args {
     /// Steps between checkpoints
     #[arg(long, default_value_t = 250)]
     checkpoint_every: usize,
-    /// Threads. Default: all
-    #[arg(long)]
-    threads: Option<usize>,
-    /// No progress bar
-    #[arg(long)]
-    quiet: bool,
 }
 
 /// What a checkpoint says about the run.
@@ -168,11 +176,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let data = note.texts.load(Some(&args.out))?;
         return Run { out: &args.out, quiet: args.quiet, note, data, trainer }.run();
     }
-    let texts = Texts::new(&args.text, &args.val, args.val_fraction, args.guard, args.bpe)?;
+    let start = &args.start;
+    let texts = Texts::new(&start.text, &start.val, start.val_fraction, start.guard, start.bpe)?;
     let data = texts.load(None)?;
-    let options = args.options();
-    let mut config = args.preset.config(data.tokenizer.vocab_size());
-    let weights = match &args.init {
+    let options = start.options();
+    let mut config = start.preset.config(data.tokenizer.vocab_size());
+    let weights = match &start.init {
         Some(folder) => {
             let (own, weights) = read_folder(folder)?;
             config = Config { ternary: None, ..own };
@@ -186,39 +195,36 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         None => None,
     };
-    if args.untied {
-        ensure!(args.init.is_none(), "--untied and --init contradict each other");
+    if start.untied {
         config.tie_word_embeddings = false;
     }
-    if args.init.is_some() {
-        ensure!(args.rope_theta.is_none(), "--rope-theta and --init contradict each other");
-    } else if let Some(theta) = args.rope_theta {
+    if let Some(theta) = start.rope_theta {
         config.rope_theta = theta;
     }
-    if !args.float {
-        let projection = Projection { rule: args.rule, group: args.group };
+    if !start.float {
+        let projection = Projection { rule: start.rule, group: start.group };
         projection.check()?;
         config.ternary = Some(projection);
     }
     let weights = match weights {
         Some(weights) => weights,
-        None => Weights::random(&config, args.seed)?,
+        None => Weights::random(&config, start.seed)?,
     };
     let trainer = Trainer::new(&config, &options, &weights)?;
     let note = Note {
         command: std::env::args().collect::<Vec<_>>().join(" "),
-        preset: args.init.is_none().then(|| args.preset.name().to_owned()),
+        preset: start.init.is_none().then(|| start.preset.name().to_owned()),
         texts,
-        eval_every: args.eval_every.max(1),
-        eval_windows: args.eval_windows.max(1),
-        checkpoint_every: args.checkpoint_every.max(1),
+        eval_every: start.eval_every.max(1),
+        eval_windows: start.eval_windows.max(1),
+        checkpoint_every: start.checkpoint_every.max(1),
         progress: Progress::default(),
     };
     data.tokenizer.write(&args.out)?;
     Run { out: &args.out, quiet: args.quiet, note, data, trainer }.run()
 }
 
-impl Args {
+impl Start {
     /// The recipe of the preset, with what was asked for.
     fn options(&self) -> TrainOptions {
         let default = self.preset.options(self.float);
