@@ -66,7 +66,8 @@ impl Workspace {
     pub(crate) fn select(&self, name: Option<&str>) -> Result<Vec<Package>> {
         let Some(name) = name else { return Ok(self.packages.clone()) };
         let Some(package) = self.packages.iter().find(|package| package.name == name) else {
-            let known: Vec<_> = self.packages.iter().map(|package| package.name.as_str()).collect();
+            let mut known: Vec<_> = self.packages.iter().map(|package| &*package.name).collect();
+            known.sort_unstable();
             bail!("there is no crate `{name}` in the workspace; there are {}", known.join(", "));
         };
         Ok(vec![package.clone()])

@@ -49,9 +49,12 @@ pub(super) fn check(
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
     let mut harnesses: Vec<_> =
         paths.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect();
-    harnesses.retain(|harness| only.is_none_or(|only| only == harness));
     harnesses.sort();
-    anyhow::ensure!(!harnesses.is_empty(), "there is no harness {only:?} in {}", folder.display());
+    if let Some(only) = only {
+        let known = harnesses.join(", ");
+        harnesses.retain(|harness| harness == only);
+        anyhow::ensure!(!harnesses.is_empty(), "there is no harness `{only}`; there are {known}");
+    }
     let missing = match () {
         () if toolchain::version("nightly").is_none() => Some("there is no nightly toolchain"),
         () if !toolchain::has_cargo_tool("fuzz") => Some("cargo-fuzz is not installed"),

@@ -27,6 +27,7 @@ const COMPANIONS: &[&str] = &["ndarray", "rand"];
 /// Makes the checks; fails if one of them does.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
+    workspace.select(args.package.as_deref())?;
     let mut runner = Runner::new(&workspace, "package-check")?;
     check(&mut runner, &workspace, args.package.as_deref())?;
     runner.finish(Extent::Usual)
@@ -46,10 +47,7 @@ pub(super) fn check(runner: &mut Runner, workspace: &Workspace, only: Option<&st
         return Ok(());
     }
     let outside = Outside::new(workspace)?;
-    for package in workspace.packages.iter().filter(|package| package.has_kernels()) {
-        if only.is_some_and(|only| only != package.name) {
-            continue;
-        }
+    for package in workspace.select(only)?.iter().filter(|package| package.has_kernels()) {
         check_package(runner, workspace, &outside, package)?;
     }
     Ok(())

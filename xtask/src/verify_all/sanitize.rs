@@ -70,6 +70,7 @@ const INTERPRETED: &[(&str, &[&str])] = &[
 /// Runs the tools; fails if one of them reports something.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
+    workspace.select(args.package.as_deref())?;
     let mut runner = Runner::new(&workspace, "sanitize")?;
     let tools = if args.tools.is_empty() { &Tool::ALL[..] } else { &args.tools };
     check(&mut runner, &workspace, args.package.as_deref(), tools);
