@@ -21,7 +21,7 @@ use crate::{Kind, Saved};
 
 /// Bytes of `dx` from which on it is written past the caches: with `x` and `dy` so much does not stay there
 /// anyway.
-const LARGE: usize = 10 << 20;
+const LARGE: usize = 16 << 20;
 
 /// Pieces ahead of its use that memory is then asked for, into the second cache.
 const AHEAD: usize = 2;
