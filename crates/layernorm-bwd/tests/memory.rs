@@ -39,7 +39,9 @@ fn check<T: Element>(rows: usize, d: usize, segments: usize, pool: &ThreadPool) 
             size_of::<T::Acc>() * (6 * threads * d + (2 + 2 * threads + 4 * segments) * padded);
         assert_eq!(workspace.bytes(), formula, "{rows} x {d}, {threads} threads");
         let peak = ALLOC.peak_above_baseline();
-        assert!((formula..formula + 1000 * threads).contains(&peak), "{peak} for {formula}");
+        // The threads' own, and six rows each that begin at a line of the caches.
+        let more = (1000 + 6 * 80) * threads;
+        assert!((formula..formula + more).contains(&peak), "{peak} for {formula}");
         workspace
     });
     let mut run = |x: ArrayView2<'_, T>, dres: Option<ArrayView2<'_, T>>| {
