@@ -1,6 +1,8 @@
 //! The counting allocator, in a binary of its own and without the harness: what that allocates would be
 //! counted too.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::thread;
 
 use tensor_utils::testing::PeakAlloc;
