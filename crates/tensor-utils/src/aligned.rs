@@ -2,6 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 
+use crate::alloc::elements;
 use crate::{ShapeError, try_vec};
 
 /// Bytes of a line of the caches, and of the widest vector.
@@ -26,8 +27,7 @@ impl<T: Clone + Default> Aligned<T> {
     /// [`ShapeError::TooLarge`] if there is no memory of that size.
     pub fn try_new(arg: &'static str, shape: &[usize]) -> Result<Self, ShapeError> {
         let error = || ShapeError::TooLarge { arg, got: shape.to_vec() };
-        let len = shape.iter().try_fold(1_usize, |len, &axis| len.checked_mul(axis));
-        let len = if shape.contains(&0) { 0 } else { len.ok_or_else(error)? };
+        let len = elements(shape).ok_or_else(error)?;
         let room = len.checked_add(Self::slack(len)).ok_or_else(error)?;
         let room = try_vec(arg, &[room]).map_err(|_| error())?;
         Ok(Self::of(room, len))

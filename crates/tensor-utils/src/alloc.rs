@@ -27,14 +27,18 @@ pub fn try_vec<T: Clone + Default>(
     shape: &[usize],
 ) -> Result<Vec<T>, ShapeError> {
     let error = || ShapeError::TooLarge { arg, got: shape.to_vec() };
-    let len = if shape.contains(&0) {
-        0
-    } else {
-        shape.iter().try_fold(1_usize, |len, &axis| len.checked_mul(axis)).ok_or_else(error)?
-    };
+    let len = elements(shape).ok_or_else(error)?;
     // The probe is given back at once: `vec!` gets zeroed pages, which resizing would touch.
     Vec::<T>::new().try_reserve_exact(len).map_err(|_| error())?;
     Ok(vec![T::default(); len])
+}
+
+/// How many elements an array of shape `shape` has, if so many can be counted.
+pub(crate) fn elements(shape: &[usize]) -> Option<usize> {
+    if shape.contains(&0) {
+        return Some(0);
+    }
+    shape.iter().try_fold(1_usize, |len, &axis| len.checked_mul(axis))
 }
 
 #[cfg(test)]
