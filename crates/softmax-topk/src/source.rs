@@ -22,6 +22,10 @@ const LINE: usize = 64;
 /// The scores of a stripe.
 pub(crate) type Stripe<A> = [A; STRIPE];
 
+/// A stripe that is staged, at a line of the caches: a vector that crosses two waits for its stores.
+#[repr(align(64))]
+struct Staged<A>(Stripe<A>);
+
 /// The scores of a row.
 #[derive(Debug)]
 pub(crate) struct Source<'a, T: Logit> {
@@ -81,13 +85,13 @@ impl<'a, T: Logit> Source<'a, T> {
         mut f: impl FnMut(usize, &Stripe<T::Acc>),
     ) {
         let Some(scores) = self.scores else {
-            let mut buffer = [T::Acc::NEG_INFINITY; STRIPE];
+            let mut staged = Staged([T::Acc::NEG_INFINITY; STRIPE]);
             for stripe in stripes {
                 if let Some(logits) = self.contiguous {
                     ask_ahead(logits, stripe);
                 }
-                self.stage(simd, stripe, &mut buffer);
-                f(stripe, &buffer);
+                self.stage(simd, stripe, &mut staged.0);
+                f(stripe, &staged.0);
             }
             return;
         };
@@ -106,18 +110,31 @@ impl<'a, T: Logit> Source<'a, T> {
     #[inline(always)]
     pub(crate) fn with<S: Simd>(&self, simd: S, stripe: usize, f: impl FnOnce(&Stripe<T::Acc>)) {
         let Some(scores) = self.scores else {
-            let mut buffer = [T::Acc::NEG_INFINITY; STRIPE];
-            self.stage(simd, stripe, &mut buffer);
-            return f(&buffer);
+            let mut staged = Staged([T::Acc::NEG_INFINITY; STRIPE]);
+            self.stage(simd, stripe, &mut staged.0);
+            return f(&staged.0);
         };
         let (whole, _) = scores.as_chunks();
         f(whole.get(stripe).unwrap_or(&self.last))
     }
 
+    /// Writes the scores of a stripe, behind the row -inf.
     #[inline(always)]
     fn stage<S: Simd>(&self, simd: S, stripe: usize, to: &mut Stripe<T::Acc>) {
         let start = stripe * STRIPE;
-        let len = STRIPE.min(self.len() - start);
+        let left = self.len() - start;
+        if left >= STRIPE {
+            // Its loops have a length that the compiler knows.
+            self.stage_scores(simd, start, STRIPE, to);
+        } else {
+            self.stage_scores(simd, start, left, to);
+            to[left..].fill(T::Acc::NEG_INFINITY);
+        }
+    }
+
+    /// Writes `len` scores from `start` on.
+    #[inline(always)]
+    fn stage_scores<S: Simd>(&self, simd: S, start: usize, len: usize, to: &mut Stripe<T::Acc>) {
         match self.contiguous {
             Some(logits) => widen(&logits[start..start + len], &mut to[..len]),
             None => {
@@ -151,7 +168,6 @@ impl<'a, T: Logit> Source<'a, T> {
                 *to = if to.is_nan() { T::Acc::NEG_INFINITY } else { *to };
             }
         }
-        to[len..].fill(T::Acc::NEG_INFINITY);
     }
 }
 

@@ -41,6 +41,8 @@
 //! and costs a hundred cycles in the product that follows. The threshold is the smallest argument
 //! whose exact result is normal. NaN gives NaN.
 
+pub(crate) mod table;
+
 use fearless_simd::{Select, Simd, SimdBase, SimdFloat, SimdFrom};
 
 macro_rules! exp_functions {
@@ -132,7 +134,7 @@ macro_rules! exp_functions {
         }
 
         /// Two factors of `e^x` for lanes that are at most 0, -inf or NaN. Their product is within
-        /// 1 ULP, and the smallest normal number instead of anything less.
+        /// 1 ULP, and the smallest normal number instead of anything less. [`table`] has another way.
         #[inline(always)]
         pub(crate) fn $factors<S: Simd, const N: usize>(
             simd: S,

@@ -55,8 +55,9 @@ pub trait Float:
     fn exp_nonpositive_vector<S: Simd>(simd: S, x: Self::Vector<S>) -> Self::Vector<S>;
 
     /// Two factors of `e^x` for lanes that are at most 0, -inf or NaN, so that a sum can multiply and
-    /// add in one operation. Their product is within 1 ULP, but where `e^x` is below the smallest
-    /// normal number it is that number: nothing beside a 1 in the same sum.
+    /// add in one operation. The relative error of their rounded product is at most `1.5 + |x| / 40`
+    /// epsilons, 0 at 0; where `e^x` is below the smallest normal number it is that number: nothing beside a 1 in the same
+    /// sum.
     ///
     /// Several vectors at a time hide the latency of the operations, whose chain is long.
     fn exp_nonpositive_factors<S: Simd, const N: usize>(
@@ -85,7 +86,7 @@ macro_rules! impl_float {
         $vector:ident,
         $exp:ident,
         $exp_nonpositive:ident,
-        $factors:ident,
+        $factors:path,
         $weights:ident,
         $tanh:ident
     ) => {
@@ -146,7 +147,7 @@ macro_rules! impl_float {
                 simd: S,
                 x: [S::$vector; N],
             ) -> ([S::$vector; N], [S::$vector; N]) {
-                exp::$factors(simd, x)
+                $factors(simd, x)
             }
 
             #[inline(always)]
@@ -170,7 +171,7 @@ impl_float!(
     f32s,
     exp_f32,
     exp_nonpositive_f32,
-    exp_nonpositive_factors_f32,
+    exp::table::factors_f32,
     exp_weights_f32,
     tanh_f32
 );
@@ -179,7 +180,7 @@ impl_float!(
     f64s,
     exp_f64,
     exp_nonpositive_f64,
-    exp_nonpositive_factors_f64,
+    exp::exp_nonpositive_factors_f64,
     exp_weights_f64,
     tanh_f64
 );
