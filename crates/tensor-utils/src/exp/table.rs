@@ -35,7 +35,7 @@ mod avx512 {
     use std::arch::x86::*;
     #[cfg(target_arch = "x86_64")]
     use std::arch::x86_64::*;
-    use std::f32::consts::{LN_2, LOG2_E};
+    use std::f32::consts::{LN_2, LOG2_E, SQRT_2};
 
     use fearless_simd::{Avx512, Simd, SimdBase, SimdFloat, SimdFrom, f32x16, u32x16};
 
@@ -51,7 +51,7 @@ mod avx512 {
         1.241_857_8,
         1.296_839_6,
         1.354_255_6,
-        1.414_213_5,
+        SQRT_2,
         1.476_826_2,
         1.542_210_8,
         1.610_490_3,
