@@ -65,6 +65,26 @@ fn lengths_around_pages_and_blocks() {
     }
 }
 
+/// The last record of a pool, and each in full precision, ends its memory: nothing is read behind it.
+#[test]
+fn pools_that_are_full() {
+    let seeded = &mut Seeded::new(7);
+    for storage in Storage::ALL {
+        for page_size in [1, 7, 129] {
+            for (d, e) in [(3, 129), (129, 3), (128, 128), (65, 200)] {
+                for rows in [1_usize, 4 * page_size] {
+                    let pages = rows.div_ceil(page_size);
+                    let config = Config { page_size, value_size: e, ..Config::new(1, 1, d) };
+                    let config = config.with_layout(pool(pages)).stored_as(storage);
+                    let (cache, seq) = filled(&config, rows, seeded);
+                    check(&cache, seq, Rows::Last(1), 1, &Options::default(), seeded);
+                    check(&cache, seq, Rows::Last(rows.min(3)), 3, &Options::default(), seeded);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn head_sizes_and_groups() {
     let seeded = &mut Seeded::new(2);

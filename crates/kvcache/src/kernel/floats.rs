@@ -26,6 +26,15 @@ pub(crate) trait Numbers: Copy {
         from: &[Self::Word],
         stride: usize,
     ) -> [[S::f32s; V]; 2];
+
+    /// One number of a pair: its half `half`, 0 or 1. Reads nothing of the other's row, which a record
+    /// with an odd number of rows does not have.
+    fn one<S: Simd, const V: usize>(
+        simd: S,
+        from: &[Self::Word],
+        stride: usize,
+        half: usize,
+    ) -> [S::f32s; V];
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +60,21 @@ impl Numbers for F32 {
         }
         numbers
     }
+
+    #[inline(always)]
+    fn one<S: Simd, const V: usize>(
+        simd: S,
+        from: &[f32],
+        stride: usize,
+        half: usize,
+    ) -> [S::f32s; V] {
+        let row = &from[half * stride..][..V * lanes::<S>()];
+        let mut numbers = [S::f32s::simd_from(simd, 0.0); V];
+        for v in 0..V {
+            numbers[v] = S::f32s::from_slice(simd, &row[v * lanes::<S>()..][..lanes::<S>()]);
+        }
+        numbers
+    }
 }
 
 /// Words of 16 bits, `[i / 2][lane][2]`: a vector of 32 bits has both numbers of a pair in each lane.
@@ -71,6 +95,17 @@ macro_rules! sixteen_bits {
                     numbers[1][v] = $widen(simd, both & 0xffff_0000);
                 }
                 numbers
+            }
+
+            #[inline(always)]
+            fn one<S: Simd, const V: usize>(
+                simd: S,
+                from: &[u16],
+                stride: usize,
+                half: usize,
+            ) -> [S::f32s; V] {
+                // Both are in the same words.
+                Self::pair(simd, from, stride)[half]
             }
         }
     };
@@ -151,7 +186,7 @@ impl<S: Simd, N: Numbers> Tiles<S> for Product<'_, '_, '_, N> {
                 // One number if the first is odd, then pairs, then the rest.
                 let lead = (first % 2).min(count);
                 if lead == 1 {
-                    let [_, x] = N::pair::<S, V>(simd, pair(first), x.stride);
+                    let x = N::one::<S, V>(simd, pair(first), x.stride, 1);
                     sums = add(simd, x, &rows, 0, sums);
                 }
                 let mut pairs: [&[[f32; 2]]; ROWS] = [&[]; ROWS];
@@ -161,7 +196,7 @@ impl<S: Simd, N: Numbers> Tiles<S> for Product<'_, '_, '_, N> {
                 let panel = pair(first + lead);
                 sums = add_pairs::<S, N, ROWS, V>(simd, panel, x.stride, pairs, lines, sums);
                 if (count - lead) % 2 == 1 {
-                    let [x, _] = N::pair::<S, V>(simd, pair(first + count), x.stride);
+                    let x = N::one::<S, V>(simd, pair(first + count), x.stride, 0);
                     sums = add(simd, x, &rows, count - 1, sums);
                 }
                 for r in 0..ROWS {
