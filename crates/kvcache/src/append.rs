@@ -1,5 +1,7 @@
 //! Appending rows.
 
+use std::collections::HashMap;
+
 use ndarray::{ArrayView3, Axis};
 use tensor_utils::tile::pack::widen_row;
 use tensor_utils::{Element, check_shape};
@@ -98,6 +100,33 @@ impl Cache {
         }
     }
 
+    /// Pages that a batch takes and gives back where its sequences share some with each other: of those
+    /// that write to one page the last need not copy it, and a page that all have passed is given back.
+    /// [`check_room`](Self::check_room) counts more and less than that, without memory of its own.
+    fn count_together(&self, layer: usize, seqs: &[SeqId], rows: &[usize]) -> (usize, usize) {
+        let page_size = self.config.page_size;
+        let (mut needed, mut writers, mut leavers) = (0, HashMap::new(), HashMap::new());
+        for (&seq, &rows) in seqs.iter().zip(rows).filter(|&(_, &rows)| rows > 0) {
+            let sequence = &self.slots[seq.slot as usize].sequence;
+            let old = sequence.lens[layer];
+            needed += (old + rows).div_ceil(page_size).saturating_sub(sequence.pages.len());
+            let written = sequence.pages.get(old / page_size);
+            if let Some(&page) = written.filter(|&&page| page != NO_PAGE) {
+                *writers.entry(page).or_insert(0) += 1;
+            }
+            for page in self.passed_pages(sequence) {
+                *leavers.entry(page).or_insert(0) += 1;
+            }
+        }
+        for (page, writers) in writers {
+            let left = leavers.get(&page).copied().unwrap_or(0);
+            let others = self.pool.refs[page as usize] - left > writers;
+            needed += writers as usize - usize::from(!others);
+        }
+        let is_free = |&(&page, &left): &(&u32, &u32)| left == self.pool.refs[page as usize];
+        (needed, leavers.iter().filter(is_free).count())
+    }
+
     /// Checks that the pages for the rows exist, and makes the raw pages.
     fn check_room(&mut self, layer: usize, seqs: &[SeqId], rows: &[usize]) -> Result<(), Error> {
         let page_size = self.config.page_size;
@@ -129,7 +158,11 @@ impl Cache {
         }
         let available = self.pool.available() + returned;
         if self.is_paged() && needed > available {
-            return Err(Error::OutOfPages { needed, available, total: self.pool.refs.len() });
+            let (needed, returned) = self.count_together(layer, seqs, rows);
+            let available = self.pool.available() + returned;
+            if needed > available {
+                return Err(Error::OutOfPages { needed, available, total: self.pool.refs.len() });
+            }
         }
         if self.config.is_quantised() {
             self.raw.reserve(raw_needed, [self.keys, self.values], self.config.layers)?;
@@ -227,8 +260,9 @@ impl Cache {
             sequence.window_start = passed.end;
         }
         let next = sequence.shortest();
+        // The page that is being filled is not full, whatever the residual.
         let coded =
-            (next + 1).saturating_sub(self.config.residual).min(next) / self.config.page_size;
+            ((next + 1).saturating_sub(self.config.residual).min(next)) / self.config.page_size;
         for index in sequence.raw_start..coded.min(sequence.raw.len()) {
             if let Some(raw) = sequence.raw_page(index) {
                 self.raw.release(raw);

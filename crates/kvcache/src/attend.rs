@@ -78,9 +78,6 @@ impl Cache {
             None => Isa::active()?,
         };
         let group = q.dim().1 / self.config.key_heads;
-        if group == 0 {
-            return Ok(());
-        }
         let windows = [options.window, self.config.window];
         workspace.prepare();
         let Workspace { plan, queries, .. } = workspace;
@@ -113,7 +110,7 @@ impl Cache {
         let (total, heads, head_size) = q.dim();
         let config = &self.config;
         let expected_heads = heads.max(1).next_multiple_of(config.key_heads);
-        let queries: usize = batch.iter().map(Queries::len).sum();
+        let queries = batch.iter().map(Queries::len).fold(0, usize::saturating_add);
         if heads != expected_heads || head_size != config.head_size || total != queries {
             let expected = vec![queries, expected_heads, config.head_size];
             let got = q.shape().to_vec();
@@ -141,17 +138,19 @@ impl Cache {
         if let Some(window) = options.window {
             window.check("window")?;
         }
-        if let Some(cap) = options.softcap.filter(|cap| !(*cap > 0.0 && cap.is_finite())) {
-            return Err(invalid("softcap", "positive and finite", cap));
+        // They and what they are divided by are f32.
+        let is_cap = |cap: f32| cap > 0.0 && cap.is_finite() && (1.0 / cap).is_finite();
+        if let Some(cap) = options.softcap.filter(|&cap| !is_cap(cap as f32)) {
+            return Err(invalid("softcap", "positive and finite in f32, its reciprocal too", cap));
         }
         let scale = options.scale.unwrap_or(1.0 / (head_size as f64).sqrt());
-        if !scale.is_finite() {
-            return Err(invalid("scale", "finite", scale));
+        if !(scale as f32).is_finite() {
+            return Err(invalid("scale", "finite in f32", scale));
         }
         Ok(scale as f32)
     }
 
-    /// Checks that the window has not released what the first query sees.
+    /// Checks that the window has not released what a query sees.
     fn check_held(
         &self,
         queries: &Queries<'_>,
@@ -165,11 +164,18 @@ impl Cache {
         let sequence = self.sequence(queries.seq)?;
         let page_size = self.config.page_size;
         let position = len - queries.len();
-        let narrow = options.window.map_or(0, |window| window.start(position));
-        let first = window.start(position).max(narrow).max(window.sinks);
-        let end = sequence.window_start * page_size;
-        for row in (first..end.min(position + 1)).step_by(page_size) {
-            if sequence.pages[row / page_size] == NO_PAGE {
+        let start = window.start(position);
+        let (narrow, sinks) =
+            options.window.map_or((0, 0), |window| (window.start(position), window.sinks));
+        // What the first query sees beside the sinks of the cache, which are never released; of the rows
+        // after it each is seen by the query of its own position.
+        for rows in [start..sinks.min(len), start.max(narrow)..len] {
+            let released = |&index: &usize| sequence.pages[index] == NO_PAGE;
+            let end = rows.end.div_ceil(page_size).min(sequence.window_start);
+            let first = (rows.start / page_size..end).find(released);
+            if let Some(index) = first.filter(|_| !rows.is_empty()) {
+                let row = rows.start.max(index * page_size);
+                let position = position.max(row);
                 return Err(Error::Released { sequence: queries.seq, row, position });
             }
         }

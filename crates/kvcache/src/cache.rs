@@ -300,7 +300,13 @@ impl Cache {
     /// Whether the query at `position` reads page `index` quantised, where storage is.
     #[inline(always)]
     pub(crate) fn is_coded(&self, index: usize, position: usize) -> bool {
-        (index + 1) * self.config.page_size + self.config.residual <= position + 1
+        index < self.coded_pages(position)
+    }
+
+    /// Pages that the query at `position`, and every later one, reads quantised, where storage is.
+    #[inline(always)]
+    pub(crate) fn coded_pages(&self, position: usize) -> usize {
+        (position + 1).saturating_sub(self.config.residual) / self.config.page_size
     }
 
     /// Where the record of a page and head begins, in full precision if `raw` is the page that has it,
@@ -391,6 +397,7 @@ impl Cache {
             }
         }
         sequence.raw_start = sequence.raw_start.min(from);
+        sequence.adopted = sequence.adopted.min(from);
         sequence.window_start = sequence.window_start.min(from);
     }
 }

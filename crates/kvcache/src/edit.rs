@@ -25,6 +25,7 @@ impl Cache {
         target.raw.extend_from_slice(&source.raw);
         target.lens.copy_from_slice(&source.lens);
         target.raw_start = source.raw_start;
+        target.adopted = source.adopted;
         target.window_start = source.window_start;
         for (index, page) in target.pages.iter_mut().enumerate() {
             if *page == NO_PAGE {
@@ -55,19 +56,25 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error::Option`] if `len` is more than [`len`](Self::len); [`Error::Irreversible`] if rows
-    /// before `len` are needed that the window has released, or if `len` lies inside a page that is
-    /// kept quantised only, whose other rows would have to be quantised anew (multiples of the page
-    /// size never do). Neither happens within the rows of the last append, nor within the last
-    /// [`residual`](crate::Config::residual) rows.
+    /// before `len` are needed that the window has released, or that are kept quantised only, where the
+    /// sequence had them in full precision when it ended at `len` ([`Config::residual`], and the page that
+    /// `len` lies in). Neither happens within the rows of the last append. What can always be had is the
+    /// empty sequence, and the full pages of a registered prefix ([`match_prefix`](Self::match_prefix)).
+    ///
+    /// [`Config::residual`]: crate::Config::residual
     pub fn truncate(&mut self, seq: SeqId, len: usize) -> Result<(), Error> {
         let shortest = self.sequence(seq)?.shortest();
         if len > shortest {
             return Err(invalid("len", format!("at most {shortest}"), len));
         }
         self.check_reversible(seq, len, false)?;
+        self.shorten(seq, len);
+        Ok(())
+    }
+
+    pub(crate) fn shorten(&mut self, seq: SeqId, len: usize) {
         self.drop_pages(seq, len.div_ceil(self.config.page_size));
         self.slots[seq.slot as usize].sequence.lens.fill(len);
-        Ok(())
     }
 
     /// Checks that the sequence can go on from `len` as if nothing had come after, and if `moves`, that
@@ -75,23 +82,26 @@ impl Cache {
     fn check_reversible(&self, seq: SeqId, len: usize, moves: bool) -> Result<(), Error> {
         let sequence = self.sequence(seq)?;
         let page_size = self.config.page_size;
-        let (index, to) = (len / page_size, sequence.longest());
-        let page_start = index * page_size;
+        let to = sequence.longest();
         let refuse = |reason, exact_from| {
-            Err(Error::Irreversible {
-                sequence: seq,
-                from: len,
-                to,
-                reason,
-                exact_from,
-                page_start,
-            })
+            Err(Error::Irreversible { sequence: seq, from: len, to, reason, exact_from })
         };
-        if (moves || !len.is_multiple_of(page_size))
-            && self.config.is_quantised()
-            && sequence.raw_page(index).is_none()
-        {
-            return refuse("their page is kept quantised only", sequence.raw_start * page_size);
+        if self.config.is_quantised() {
+            let full = len / page_size;
+            let end = len.div_ceil(page_size);
+            // In full precision: pages that the query at `len` reads so, and the one that is written.
+            let read = self.coded_pages(len).max(sequence.adopted)..end;
+            let written = full..if moves { full + 1 } else { end };
+            let lacks = |index: usize| {
+                sequence.pages[index] != NO_PAGE && sequence.raw_page(index).is_none()
+            };
+            if read.chain(written).any(lacks) {
+                let kept = sequence.raw_start * page_size;
+                let lost = sequence.raw_start > sequence.adopted;
+                let residual = if lost { self.config.residual.saturating_sub(1) } else { 0 };
+                let reason = "what goes before is kept quantised only";
+                return refuse(reason, kept.saturating_add(residual));
+            }
         }
         if let Some(window) = self.config.window {
             let first = window.start(len) / page_size;
@@ -156,8 +166,7 @@ impl Cache {
                 }
             }
         }
-        self.drop_pages(seq, end.div_ceil(page_size));
-        self.slots[seq.slot as usize].sequence.lens.fill(end);
+        self.shorten(seq, end);
         Ok(())
     }
 

@@ -86,7 +86,7 @@ pub enum Error {
     /// Rows that are kept quantised only, or not at all, would have to change.
     #[error(
         "rows {from}..{to} of {sequence:?} can no longer be changed: {reason}; \
-         lengths from {exact_from} on are exact, and so is {page_start}"
+         lengths from {exact_from} on are exact, and so is 0"
     )]
     Irreversible {
         /// The sequence.
@@ -99,8 +99,6 @@ pub enum Error {
         reason: &'static str,
         /// Truncation to this length or more is exact.
         exact_from: usize,
-        /// The nearest page boundary below.
-        page_start: usize,
     },
     /// A query sees a row that the cache's window has released: its position is before the last append.
     #[error(

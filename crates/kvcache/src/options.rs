@@ -38,7 +38,10 @@ pub struct Config {
     /// The number of most recent rows that quantised storage keeps in full precision as well (`f32`):
     /// a query at position `p` reads a page quantised if it ends at or before `p + 1 - residual`,
     /// else in full precision. The page that is being filled is always kept in full precision.
-    /// Default 32.
+    /// Default 32; [`usize::MAX`] keeps all.
+    ///
+    /// Full precision that no query after the last append reads is released: a query at an older position
+    /// then reads such pages quantised too.
     ///
     /// Queries of a tree need `residual` above the depth of the tree for the same bits as decoding
     /// token by token.
@@ -96,6 +99,9 @@ impl Config {
             }
             Layout::Contiguous { sequences, capacity } => {
                 let pages = capacity.div_ceil(self.page_size).checked_mul(sequences);
+                if sequences >= NO_PAGE as usize {
+                    return Err(invalid("layout.sequences", "less than 2^32 - 1", sequences));
+                }
                 match pages {
                     Some(pages) if pages < NO_PAGE as usize => Ok(()),
                     _ => {

@@ -84,6 +84,7 @@ impl Cache {
             if self.config.is_quantised() {
                 sequence.raw.push(NO_PAGE);
                 sequence.raw_start += 1;
+                sequence.adopted += 1;
             }
             parent = (page, self.pool.stamps[page as usize]);
         }

@@ -39,9 +39,11 @@ pub(crate) struct Sequence {
     pub(crate) lens: Vec<usize>,
     /// Pages before this one have no raw page.
     pub(crate) raw_start: usize,
+    /// Pages before this one came from the prefix index, and never had one here.
+    pub(crate) adopted: usize,
     /// Pages before this one and after the sinks are released.
     pub(crate) window_start: usize,
-    /// First row of the region (contiguous layout), in pages.
+    /// First page of the region (contiguous layout).
     pub(crate) region: u32,
 }
 
@@ -61,6 +63,7 @@ impl Sequence {
         self.raw.clear();
         self.lens.fill(0);
         self.raw_start = 0;
+        self.adopted = 0;
         self.window_start = 0;
     }
 

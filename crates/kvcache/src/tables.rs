@@ -44,7 +44,11 @@ impl PageTables {
             let valid = if pages == 0 { 0..=0 } else { 1..=page_size };
             match usize::try_from(last) {
                 Ok(last) if valid.contains(&last) => {
-                    lens.push(if pages == 0 { 0 } else { (pages - 1) * page_size + last });
+                    let full = pages.saturating_sub(1).checked_mul(page_size);
+                    let len = full.and_then(|full| full.checked_add(last));
+                    let too_long =
+                        || invalid("page_size", "a length that fits in memory", page_size);
+                    lens.push(len.ok_or_else(too_long)?);
                 }
                 _ => {
                     let expected = format!("{} to {}", valid.start(), valid.end());
@@ -61,8 +65,8 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error::UnevenLayers`] in the middle of a step, [`Error::UnknownSequence`], [`Error::Option`]
-    /// for sequences whose first pages a window has released (the format has no sign for that) or more
-    /// pages than an `i32` counts.
+    /// for sequences whose first pages a window has released (the format has no sign for that), and for
+    /// pages or numbers of them that an `i32` does not count.
     pub fn page_tables(&self, seqs: &[SeqId]) -> Result<PageTables, Error> {
         let page_size = self.config.page_size;
         let mut tables = PageTables { kv_indptr: vec![0], ..PageTables::default() };
@@ -71,10 +75,11 @@ impl Cache {
             if sequence.pages.contains(&NO_PAGE) {
                 return Err(invalid("seqs", "sequences that hold all their pages", seq));
             }
-            tables.kv_indices.extend(sequence.pages.iter().map(|&page| page as i32));
-            let end = i32::try_from(tables.kv_indices.len());
-            let end = end.map_err(|_| invalid("seqs", "less than 2^31 pages", seqs.len()))?;
-            tables.kv_indptr.push(end);
+            let too_many = |_| invalid("seqs", "pages that an i32 counts", seqs.len());
+            for &page in &sequence.pages {
+                tables.kv_indices.push(i32::try_from(page).map_err(too_many)?);
+            }
+            tables.kv_indptr.push(i32::try_from(tables.kv_indices.len()).map_err(too_many)?);
             let len = sequence.shortest();
             let last = if len == 0 { 0 } else { (len - 1) % page_size + 1 };
             tables.last_page_len.push(last as i32);
@@ -85,12 +90,13 @@ impl Cache {
     /// New sequences with the rows of another paged cache: its page tables, and for each layer its
     /// pages of keys `[pages, page_size, G, D]` and values `[pages, page_size, G, E]` (FlashInfer's
     /// NHD; a view with axes 1 and 2 swapped of HND). Full pages that several sequences have in the
-    /// same place are shared here too.
+    /// same place are shared here too, as far as that gives the same bits: the window or quantised storage
+    /// may have released what one of them still needs.
     ///
     /// # Errors
     /// [`Error::Option`] and [`Error::Shape`] for tables or pages that do not fit,
     /// [`Error::NeedsPages`] for the contiguous layout, and those of [`append`](Self::append). On an
-    /// error no sequence is left behind.
+    /// error no sequence is left behind; prefixes that nobody used may have made room.
     pub fn import<T: Element<Acc = f32>>(
         &mut self,
         tables: &PageTables,
@@ -130,6 +136,17 @@ impl Cache {
         Ok(seqs)
     }
 
+    /// Whether a sequence of `len` rows could begin with the first `n` pages of `seq`, to the bit: they are
+    /// held, and in full precision where its queries will read them so.
+    fn shares_beginning(&self, seq: SeqId, n: usize, len: usize) -> bool {
+        let sequence = &self.slots[seq.slot as usize].sequence;
+        let is_exact = |index: usize| {
+            let is_coded = !self.config.is_quantised() || index < self.coded_pages(len);
+            sequence.pages[index] != NO_PAGE && (is_coded || sequence.raw_page(index).is_some())
+        };
+        (0..n).all(is_exact)
+    }
+
     fn import_sequence<'a, T: Element<Acc = f32>>(
         &mut self,
         pages: &'a [i32],
@@ -139,12 +156,14 @@ impl Cache {
     ) -> Result<SeqId, Error> {
         let page_size = self.config.page_size;
         let full = len / page_size;
-        let shared = (1..=full).rev().find_map(|n| Some((n, *known.get(&pages[..n])?)));
+        let shared = (1..=full).rev().find_map(|n| {
+            let seq = *known.get(&pages[..n])?;
+            self.shares_beginning(seq, n, len).then_some((n, seq))
+        });
         let (seq, start) = match shared {
             Some((n, seq)) => {
                 let fork = self.fork(seq)?;
-                // Shared beginnings are whole pages, so this is always exact.
-                self.truncate(fork, n * page_size)?;
+                self.shorten(fork, n * page_size);
                 (fork, n)
             }
             None => (self.create()?, 0),

@@ -5,8 +5,10 @@
 
 mod common;
 
-use kvcache::{Attention, Cache, Config, Layout, Options, Queries, SeqId, Storage};
-use ndarray::{Array3, ArrayView3, Axis, concatenate, s};
+use kvcache::{
+    Attention, Cache, Config, Error, Layout, Options, PageTables, Queries, SeqId, Storage, Window,
+};
+use ndarray::{Array3, Array4, ArrayView3, Axis, concatenate, s};
 use tensor_utils::testing::{Seeded, in_pool, isas};
 
 /// Two chunks of 1024 positions and a part of a block.
@@ -197,13 +199,22 @@ fn neighbours_and_threads() {
 /// A tree next to a sequence that has the same pages, whose rows are no tree: one batch, either order.
 #[test]
 fn a_tree_beside_a_sequence_on_the_same_pages() {
-    let rows = Rows::new(3);
-    let (parents, last) = ([-1, 0, 0, 1], 3);
-    let (mut cache, seq) = whole(&config(Storage::F32, 64), &rows);
+    beside(&config(Storage::F32, 64), LEN, &[-1, 0, 0, 1]);
+    // The page at the end of the first chunk is quantised for the sequence and not for the tree, which begins
+    // behind the chunk and before the page ends.
+    let chain: Vec<i64> = (-1..19).collect();
+    beside(&Config { residual: 0, ..config(Storage::Int8, 80) }, 1050, &chain);
+}
+
+fn beside(config: &Config, len: usize, parents: &[i64]) {
+    let (rows, last) = (Rows::new(3), 3);
+    let mut cache = Cache::new(config).unwrap();
+    let seq = cache.create().unwrap();
+    rows.append(&mut cache, seq, 0, len);
     let fork = cache.fork(seq).unwrap();
     let q = rows.q.slice(s![..parents.len() + last, .., ..]);
     let (of_tree, of_fork) = q.split_at(Axis(0), parents.len());
-    let (tree, plain) = (Queries::tree(seq, &parents), Queries::last(fork, last));
+    let (tree, plain) = (Queries::tree(seq, parents), Queries::last(fork, last));
     let options = Options::default();
     let alone =
         [attend(&cache, of_tree, &[tree], &options), attend(&cache, of_fork, &[plain], &options)];
@@ -259,6 +270,90 @@ fn nodes_of_a_tree() {
                     );
                     cache.free(alone).unwrap();
                 }
+            }
+        }
+    }
+}
+
+/// Of quantised storage a sequence is cut off only where it goes on with the bits of one that never had the
+/// rows; the error says from where on.
+#[test]
+fn cutting_off_is_exact_or_refused() {
+    const ROWS: usize = 30;
+    let rows = Rows::new(6);
+    for (page_size, residual) in [(4, 6), (4, 0), (8, 1), (4, usize::MAX)] {
+        let config = Config { residual, ..config(Storage::Int4, page_size) };
+        let decoded = |len| {
+            let mut cache = Cache::new(&config).unwrap();
+            let seq = cache.create().unwrap();
+            (0..len).for_each(|row| rows.append(&mut cache, seq, row, row + 1));
+            (cache, seq)
+        };
+        let (mut refused, mut exact) = (0, 0);
+        for len in 0..ROWS {
+            let (mut cut, seq) = decoded(ROWS);
+            if let Err(error) = cut.truncate(seq, len) {
+                let Error::Irreversible { exact_from, .. } = error else { panic!("{error}") };
+                assert!((len + 1..ROWS).contains(&exact_from), "{len}: {error}");
+                cut.truncate(seq, exact_from).unwrap();
+                refused += 1;
+                continue;
+            }
+            exact += 1;
+            let (mut plain, other) = decoded(len);
+            for row in len..ROWS {
+                rows.append(&mut cut, seq, row, row + 1);
+                rows.append(&mut plain, other, row, row + 1);
+                let q = rows.q.slice(s![..1, .., ..]);
+                let attend = |cache: &Cache, seq| {
+                    attend(cache, q, &[Queries::last(seq, 1)], &Options::default())
+                };
+                let what = format!("pages of {page_size}, {len} rows, then row {row}");
+                assert_same_bits(&attend(&cut, seq), &attend(&plain, other), &what);
+            }
+        }
+        assert!(exact > 1 && (refused > 0 || residual == usize::MAX), "{exact} and {refused}");
+    }
+}
+
+/// Sequences that are imported together have the bits of each imported alone, whatever they share; those
+/// that share what a window has released as well.
+#[test]
+fn imported_together_or_alone() {
+    let pages: [&[i32]; 3] = [&[0, 1, 2, 3, 4, 5, 6, 7], &[0, 1, 2, 3, 8], &[0, 9]];
+    let last = [3, 2, 1];
+    let tables = |chosen: &[usize]| {
+        let mut tables = PageTables { kv_indptr: vec![0], ..PageTables::default() };
+        for &i in chosen {
+            tables.kv_indices.extend(pages[i]);
+            tables.kv_indptr.push(tables.kv_indices.len() as i32);
+            tables.last_page_len.push(last[i]);
+        }
+        tables
+    };
+    let seeded = &mut Seeded::new(8);
+    let foreign: Array4<f32> = seeded.normal((10, 4, KEY_HEADS, SIZE));
+    let q: Array3<f32> = seeded.normal((1, HEADS, SIZE));
+    let windows = [None, Some(Window { size: 6, sinks: 0 }), Some(Window { size: 6, sinks: 5 })];
+    for (storage, residual) in [(Storage::F32, 0), (Storage::Int8, 5), (Storage::Int4, 0)] {
+        for window in windows {
+            let config = Config { residual, window, ..config(storage, 4) };
+            let import = |chosen: &[usize]| {
+                let mut cache = Cache::new(&config).unwrap();
+                let layers = [(foreign.view(), foreign.view())];
+                let seqs = cache.import(&tables(chosen), &layers).unwrap();
+                cache.check_invariants().unwrap();
+                (cache, seqs)
+            };
+            let (together, seqs) = import(&[0, 1, 2]);
+            assert!(window.is_some() || together.stats().shared > 0);
+            for (i, &seq) in seqs.iter().enumerate() {
+                let (alone, own) = import(&[i]);
+                let attend = |cache: &Cache, seq| {
+                    attend(cache, q.view(), &[Queries::last(seq, 1)], &Options::default())
+                };
+                let what = format!("{storage:?}, {window:?}, sequence {i}");
+                assert_same_bits(&attend(&together, seq), &attend(&alone, own[0]), &what);
             }
         }
     }

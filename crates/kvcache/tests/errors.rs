@@ -28,11 +28,12 @@ fn configurations() {
         (Config { window: Some(Window { size: 0, sinks: 3 }), ..small() }, "window"),
         (Config { layout: Layout::Paged { pages: usize::MAX }, ..small() }, "layout.pages"),
         (
-            Config {
-                layout: Layout::Contiguous { sequences: usize::MAX, capacity: 100 },
-                ..small()
-            },
+            Config { layout: Layout::Contiguous { sequences: 1 << 30, capacity: 100 }, ..small() },
             "layout.capacity",
+        ),
+        (
+            Config { layout: Layout::Contiguous { sequences: usize::MAX, capacity: 0 }, ..small() },
+            "layout.sequences",
         ),
     ] {
         let error = Cache::new(&config).unwrap_err();
@@ -114,7 +115,7 @@ fn what_cannot_be_undone() {
     }
     let before = quantised.stats();
     let error = quantised.truncate(seq, 3).unwrap_err();
-    assert!(matches!(error, Error::Irreversible { exact_from: 8, page_start: 0, .. }), "{error}");
+    assert!(matches!(error, Error::Irreversible { exact_from: 8, .. }), "{error}");
     assert!(matches!(quantised.compact(seq, 3, &[1]), Err(Error::Irreversible { .. })));
     assert_eq!(quantised.stats(), before);
     quantised.truncate(seq, 4).unwrap();
@@ -169,7 +170,10 @@ fn attention() {
         (call(&q, Queries::tree(seq, &[-1, 1]), plain), "`parents`"),
         (call(&q, Queries::tree(seq, &[-1, -2]), plain), "`parents`"),
         (call(&q, Queries::last(seq, 2), Options { scale: Some(f64::NAN), ..plain }), "`scale`"),
+        (call(&q, Queries::last(seq, 2), Options { scale: Some(1e39), ..plain }), "`scale`"),
         (call(&q, Queries::last(seq, 2), Options { softcap: Some(0.0), ..plain }), "`softcap`"),
+        (call(&q, Queries::last(seq, 2), Options { softcap: Some(1e39), ..plain }), "`softcap`"),
+        (call(&q, Queries::last(seq, 2), Options { softcap: Some(1e-46), ..plain }), "`softcap`"),
         (
             call(
                 &q,
@@ -182,4 +186,72 @@ fn attention() {
         assert!(got.contains(named), "{got} does not name {named}");
     }
     assert!(cache.attend(1, q.view(), &[Queries::last(seq, 2)], &plain).is_err());
+}
+
+/// What a window has released is never read, whichever query asks for it: one behind the sinks, or one whose
+/// own window has more of them.
+#[test]
+fn released_rows() {
+    let windowed = |size, sinks| {
+        let mut cache = cache(Config { window: Some(Window { size, sinks }), ..small() });
+        let seq = cache.create().unwrap();
+        for _ in 0..50 {
+            cache.append(0, seq, rows(1).view(), rows(1).view()).unwrap();
+        }
+        (cache, seq)
+    };
+    let attend = |(cache, seq): &(Cache, _), queries, window| {
+        let q = Array3::<f32>::ones((queries, 2, 8));
+        let options = Options { window, ..Options::default() };
+        cache.attend(0, q.view(), &[Queries::last(*seq, queries)], &options)
+    };
+    let with_sinks = windowed(2, 4);
+    let error = attend(&with_sinks, 45, None).unwrap_err();
+    assert!(matches!(error, Error::Released { row: 4, position: 5, .. }), "{error}");
+    let error = attend(&with_sinks, 50, None).unwrap_err();
+    assert!(matches!(error, Error::Released { row: 4, position: 4, .. }), "{error}");
+    attend(&with_sinks, 1, None).unwrap();
+
+    let without = windowed(6, 0);
+    attend(&without, 1, None).unwrap();
+    let error = attend(&without, 5, None).unwrap_err();
+    assert!(matches!(error, Error::Released { row: 40, position: 45, .. }), "{error}");
+    // Of a narrower window, but for sinks.
+    attend(&without, 5, Some(Window { size: 1, sinks: 0 })).unwrap();
+    let error = attend(&without, 5, Some(Window { size: 1, sinks: 1000 })).unwrap_err();
+    assert!(matches!(error, Error::Released { row: 40, position: 45, .. }), "{error}");
+}
+
+/// A residual without end keeps all rows in full precision.
+#[test]
+fn a_residual_without_end() {
+    let config = Config { residual: usize::MAX, ..small().stored_as(Storage::Int4) };
+    let mut cache = cache(config);
+    let seq = cache.create().unwrap();
+    let x = Array3::from_shape_fn((12, 2, 8), |(row, head, i)| (row * 31 + head * 7 + i) as f32);
+    for row in 0..12 {
+        let row = x.slice(ndarray::s![row..row + 1, .., ..]);
+        cache.append(0, seq, row, row).unwrap();
+    }
+    assert_eq!(cache.read(0, seq, 0, 12), Ok((x.clone(), x)));
+}
+
+/// Sequences that share their last page copy it once less than there are of them.
+#[test]
+fn a_batch_in_a_pool_that_is_nearly_full() {
+    let layout = Layout::Paged { pages: 2 };
+    let mut cache = cache(Config { layout, ..small() });
+    let first = cache.create().unwrap();
+    cache.append(0, first, rows(2).view(), rows(2).view()).unwrap();
+    let second = cache.fork(first).unwrap();
+    cache.append_batch(0, &[first, second], &[1, 1], rows(2).view(), rows(2).view()).unwrap();
+    cache.check_invariants().unwrap();
+    assert_eq!(cache.stats().live, 2);
+    let third = cache.fork(first).unwrap();
+    let full = Err(Error::OutOfPages { needed: 1, available: 0, total: 2 });
+    assert_eq!(
+        cache.append_batch(0, &[first, third], &[1, 1], rows(2).view(), rows(2).view()),
+        full
+    );
+    cache.check_invariants().unwrap();
 }

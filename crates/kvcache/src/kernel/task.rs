@@ -211,7 +211,7 @@ impl<'c, S: Simd> State<'_, 'c, S> {
 
     /// Whether a unit reads the fragment quantised, where storage is.
     fn is_coded(&self, fragment: &Fragment, unit: &Unit) -> bool {
-        let entry = self.entry();
+        let entry = &self.cx.entries[unit.entry];
         let before_tree = (fragment.index + 1) * self.cx.cache.config.page_size <= entry.base;
         fragment.raw == NO_PAGE
             || (before_tree || !entry.is_tree())
