@@ -76,6 +76,7 @@ impl Cache {
                 first += rows;
             }
         }
+        self.raw.trim();
         Ok(())
     }
 

@@ -37,7 +37,11 @@ impl Cache {
     ///
     /// The result for a sequence has the same bits whatever else is in the batch, however its rows
     /// were appended, whichever pages they are in, on any number of threads, and with float storage
-    /// for any page size.
+    /// for any page size. With quantised storage that is so for queries of the rows of the last append; those
+    /// before may see quantised what they saw in full precision then ([`Config::residual`]), as do queries
+    /// near the end of a prefix from [`match_prefix`](Self::match_prefix).
+    ///
+    /// [`Config::residual`]: crate::Config::residual
     ///
     /// # Errors
     /// [`Error::Shape`] and [`Error::Option`] for arguments that do not fit, [`Error::UnknownSequence`],

@@ -229,7 +229,7 @@ impl Cache {
             live: mapped,
             shared: self.pool.refs.iter().filter(|&&refs| refs > 1).count(),
             reclaimable: self.pool.reclaimable.len,
-            residual: self.raw.len() - self.raw.free.len(),
+            residual: self.raw.used(),
             sequences: live().count(),
             rows: live().map(held).sum(),
             wasted_rows: live().map(room).sum(),
@@ -396,6 +396,7 @@ impl Cache {
                 self.raw.release(page);
             }
         }
+        self.raw.trim();
         sequence.raw_start = sequence.raw_start.min(from);
         sequence.adopted = sequence.adopted.min(from);
         sequence.window_start = sequence.window_start.min(from);

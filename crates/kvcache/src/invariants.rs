@@ -66,7 +66,8 @@ impl Cache {
         if raw_refs != self.raw.refs {
             return Err(format!("residual counts {:?}, tables say {raw_refs:?}", self.raw.refs));
         }
-        check_free("residual", &self.raw.free, &raw_refs)?;
+        let unused: Vec<_> = self.raw.free.iter().chain(&self.raw.places).copied().collect();
+        check_free("residual", &unused, &raw_refs)?;
         if self.is_paged() {
             self.check_pool(&refs)?;
         }

@@ -2,8 +2,12 @@
 //! a device, and what decoding without a cache would cost. Everything here is arithmetic
 //! (docs/derivation.md, section 5); the example `memory` prints the tables.
 
+use crate::error::invalid;
 use crate::store::{Form, Side};
 use crate::{Config, Error, Storage};
+
+/// What a number of rows has to be.
+const ADDRESSED: &str = "rows whose bytes can be addressed";
 
 /// Bytes of a page of one layer, its scales included: of keys and of values.
 ///
@@ -23,10 +27,35 @@ pub fn page_bytes(config: &Config) -> Result<[usize; 2], Error> {
 /// precision besides are [`residual_bytes`].
 ///
 /// # Errors
-/// As [`page_bytes`].
+/// As [`page_bytes`], and for more bytes than can be addressed.
 pub fn cache_bytes(config: &Config, rows: usize) -> Result<usize, Error> {
-    let [keys, values] = page_bytes(config)?;
-    Ok(config.layers * rows.div_ceil(config.page_size) * (keys + values))
+    let page: usize = page_bytes(config)?.iter().sum();
+    let bytes = (config.layers * page).checked_mul(rows.div_ceil(config.page_size));
+    bytes.ok_or_else(|| invalid("rows", ADDRESSED, rows))
+}
+
+/// The part of its pages that a sequence of `len` rows leaves empty: under one page of `page_size` rows. 0
+/// without rows or for pages of none.
+pub fn fragmentation(page_size: usize, len: usize) -> f64 {
+    if page_size == 0 || len == 0 {
+        return 0.0;
+    }
+    1.0 - len as f64 / (len.div_ceil(page_size) as f64 * page_size as f64)
+}
+
+/// Pages of `sequences` sequences that have `prefix` rows in common and `own` more each: as forks, which
+/// share the full pages of the prefix, and as copies.
+pub fn pages_of_fork(
+    page_size: usize,
+    prefix: usize,
+    own: usize,
+    sequences: usize,
+) -> (usize, usize) {
+    let page_size = page_size.max(1);
+    let tail = (prefix % page_size).saturating_add(own).div_ceil(page_size);
+    let copied = prefix.saturating_add(own).div_ceil(page_size);
+    let forked = sequences.saturating_mul(tail).saturating_add(prefix / page_size);
+    (forked, sequences.saturating_mul(copied))
 }
 
 /// Most bytes in full precision that a sequence holds besides its pages, with quantised storage, while
@@ -34,13 +63,14 @@ pub fn cache_bytes(config: &Config, rows: usize) -> Result<usize, Error> {
 /// that is being filled.
 ///
 /// # Errors
-/// As [`page_bytes`].
+/// As [`page_bytes`], and for more bytes than can be addressed.
 pub fn residual_bytes(config: &Config) -> Result<usize, Error> {
     config.check()?;
-    let pages = (config.residual + config.page_size).div_ceil(config.page_size) + 1;
+    let pages = config.residual.div_ceil(config.page_size) + 2;
     let side = |storage: Storage, columns| if storage.is_quantised() { columns } else { 0 };
     let row = side(config.keys, config.head_size) + side(config.values, config.value_size);
-    Ok(4 * config.layers * config.key_heads * pages * config.page_size * row)
+    let page = 4 * config.layers * config.key_heads * config.page_size * row;
+    page.checked_mul(pages).ok_or_else(|| invalid("residual", ADDRESSED, config.residual))
 }
 
 /// The part of a page that is scales and minima, as a fraction of the codes.
@@ -65,9 +95,10 @@ pub struct Model {
     pub query_heads: usize,
     /// Key/value heads; with [`latent`](Self::latent), 1.
     pub key_heads: usize,
-    /// Head size.
+    /// Head size; with [`latent`](Self::latent), that of keys.
     pub head_size: usize,
-    /// Multi-head latent attention: numbers kept per token and layer in place of keys and values.
+    /// Multi-head latent attention: of the `head_size` numbers that are kept per token and layer, those
+    /// that serve as values too.
     pub latent: Option<usize>,
     /// Positions that a sliding window keeps.
     pub window: Option<usize>,
@@ -87,7 +118,7 @@ impl Model {
         Self::new("Qwen3-8B", 36, 32, 8, 128, 8_190_735_360),
         Self { window: Some(4096), ..Self::new("Mistral-7B v0.1", 32, 32, 8, 128, 7_241_732_096) },
         Self {
-            latent: Some(576),
+            latent: Some(512),
             ..Self::new("DeepSeek-V3 (MLA)", 61, 128, 1, 576, 671_026_419_200)
         },
     ];
@@ -106,27 +137,28 @@ impl Model {
 
     /// Numbers kept per token, all layers.
     pub fn numbers_per_token(&self) -> usize {
-        let per_layer = self.latent.unwrap_or(2 * self.key_heads * self.head_size);
-        self.layers * per_layer
+        let sides = if self.latent.is_some() { 1 } else { 2 };
+        product(&[sides, self.layers, self.key_heads, self.head_size])
     }
 
     /// Bytes per token, scales apart: exact for float storage.
     pub fn bytes_per_token(&self, storage: Storage) -> usize {
-        self.numbers_per_token() * storage.bits() / 8
+        product(&[self.numbers_per_token(), storage.bits()]) / 8
     }
 
     /// Bytes of `batch` sequences of `len` tokens, scales apart; a window caps the length.
     pub fn bytes(&self, batch: usize, len: usize, storage: Storage) -> usize {
         let kept = self.window.map_or(len, |window| window.min(len));
-        batch * kept * self.bytes_per_token(storage)
+        product(&[batch, kept, self.bytes_per_token(storage)])
     }
 
     /// The longest context of one sequence on a device of `memory` bytes whose weights take
-    /// `weight_bits` bits each, with nothing else on it; `None` without a bound (a window that fits)
-    /// and 0 if the weights do not fit.
+    /// `weight_bits` bits each, with nothing else on it; `None` without a bound (a window that fits, or a
+    /// model that keeps nothing) and 0 if the weights do not fit.
     pub fn longest_context(&self, memory: u64, weight_bits: u64, storage: Storage) -> Option<u64> {
-        let weights = self.parameters * weight_bits / 8;
-        let tokens = memory.saturating_sub(weights) / self.bytes_per_token(storage) as u64;
+        let weights = self.parameters.saturating_mul(weight_bits) / 8;
+        let token = self.bytes_per_token(storage) as u64;
+        let tokens = memory.saturating_sub(weights).checked_div(token)?;
         match self.window {
             Some(window) if tokens >= window as u64 => None,
             _ => Some(tokens),
@@ -134,19 +166,27 @@ impl Model {
     }
 }
 
+/// A product, or the largest number if it is larger.
+fn product(factors: &[usize]) -> usize {
+    factors.iter().fold(1, |product: usize, &factor| product.saturating_mul(factor))
+}
+
 /// Tokens that pass through the layers when `new` tokens are generated after a prompt: with a cache
 /// each once, without one the whole sequence for every new token.
 pub fn tokens_processed(prompt: u64, new: u64) -> (u64, u64) {
-    let cached = prompt + new.saturating_sub(1);
-    let uncached = new * prompt + new * new.saturating_sub(1) / 2;
-    (cached, uncached)
+    let cached = prompt.saturating_add(new.saturating_sub(1));
+    let grown = u128::from(new) * u128::from(new.saturating_sub(1)) / 2;
+    let uncached = (u128::from(new) * u128::from(prompt)).saturating_add(grown);
+    (cached, u64::try_from(uncached).unwrap_or(u64::MAX))
 }
 
 /// Operations per byte of the cache that attention reads, `queries` positions at once: each number is
-/// used by every query head of its group, with a multiplication and an addition.
+/// used by every query head of its group, with a multiplication and an addition, and twice where it is part
+/// of a key and a value (latent attention).
 pub fn intensity(model: &Model, queries: usize, storage: Storage) -> f64 {
-    let group = model.query_heads / model.key_heads;
-    (2 * group * queries) as f64 * 8.0 / storage.bits() as f64
+    let group = model.query_heads as f64 / model.key_heads as f64;
+    let used = 1.0 + model.latent.unwrap_or(0) as f64 / model.head_size as f64;
+    2.0 * group * queries as f64 * used * 8.0 / storage.bits() as f64
 }
 
 #[cfg(test)]
@@ -173,8 +213,8 @@ mod tests {
         assert_eq!(mistral.longest_context(80_000_000_000, 16, Storage::F16), None);
     }
 
-    /// 80 GB less 13.5 GB of weights, in 512 KiB steps: 127 thousand; with 80 GB counted as 10^9 and 3 GB
-    /// set aside for activations, 121 thousand.
+    /// 80 GB of 10^9 bytes less 13.5 GB of weights, in steps of 512 KiB: 127 thousand; with 3 GB set aside
+    /// for activations, 121 thousand.
     #[test]
     fn context_of_7b_on_80_gb() {
         let model = Model::KNOWN[0];
@@ -189,6 +229,44 @@ mod tests {
         let (cached, uncached) = tokens_processed(1024, 100);
         assert_eq!((cached, uncached), (1123, 107_350));
         assert_eq!(tokens_processed(5, 0), (5, 0));
+    }
+
+    /// 128 query heads use 576 numbers as keys and 512 of them as values.
+    #[test]
+    fn intensities() {
+        let of = |model: Model, storage| intensity(&model, 1, storage);
+        assert_eq!(of(Model::KNOWN[3], Storage::F16), 4.0);
+        assert_eq!(of(Model::KNOWN[3], Storage::Int4), 16.0);
+        let latent = 2.0 * 128.0 * (576.0 + 512.0) / (576.0 * 2.0);
+        assert!((of(Model::KNOWN[8], Storage::F16) - latent).abs() < 1e-9);
+    }
+
+    #[test]
+    fn waste_and_sharing() {
+        assert_eq!(fragmentation(64, 65), 1.0 - 65.0 / 128.0);
+        assert_eq!(
+            (fragmentation(64, 128), fragmentation(64, 0), fragmentation(0, 5)),
+            (0.0, 0.0, 0.0)
+        );
+        // 31 full pages are shared, of the 32nd and what follows each has its own.
+        assert_eq!(pages_of_fork(64, 2047, 2, 8), (31 + 16, 8 * 33));
+        assert_eq!(pages_of_fork(64, 2048, 0, 8), (32, 256));
+    }
+
+    #[test]
+    fn sizes_without_bound() {
+        let nothing = Model { layers: 0, key_heads: 0, ..Model::KNOWN[0] };
+        assert_eq!(nothing.longest_context(u64::MAX, u64::MAX, Storage::F16), None);
+        assert!(!intensity(&nothing, 1, Storage::F32).is_finite());
+        assert_eq!(Model::KNOWN[0].bytes(usize::MAX, usize::MAX, Storage::F32), usize::MAX);
+        assert_eq!(Model::KNOWN[0].longest_context(1 << 40, u64::MAX, Storage::F16), Some(0));
+        assert_eq!(tokens_processed(u64::MAX, u64::MAX), (u64::MAX, u64::MAX));
+        let config = Config::new(1, 8, 128).stored_as(Storage::Int8);
+        assert!(cache_bytes(&config, usize::MAX).is_err());
+        assert!(residual_bytes(&Config { residual: usize::MAX, ..config.clone() }).is_err());
+        let huge = 1 << 24;
+        let config = Config { page_size: huge, ..Config::new(huge, huge, huge) };
+        assert!(page_bytes(&config).is_err());
     }
 
     #[test]

@@ -90,6 +90,13 @@ impl Config {
                 return Err(invalid(option, "1 to 2^24", size));
             }
         }
+        let columns = 4 * (self.head_size + self.value_size) + 16;
+        let sizes = [self.key_heads, self.page_size, self.layers];
+        let bytes = sizes.iter().try_fold(columns, |bytes, &size| bytes.checked_mul(size));
+        if bytes.is_none_or(|bytes| bytes > isize::MAX as usize / 4) {
+            let expected = "a page that fits in memory with these heads and layers";
+            return Err(invalid("page_size", expected, self.page_size));
+        }
         if let Some(window) = self.window {
             window.check("window")?;
         }

@@ -315,16 +315,21 @@ fn write_row(form: Form, to: &mut [f32], row: usize, from: &[f32]) {
     }
 }
 
+/// Free pages in full precision that are kept beside as many as there are in use.
+const SPARE: usize = 8;
+
 /// Pages in full precision, for the rows that quantised storage still has to keep so. Each holds all
-/// layers; the pool grows when it must.
+/// layers; the pool grows when it must, and gives back the memory of most pages that are free.
 #[derive(Debug, Default)]
 pub(crate) struct RawPool {
     pages: Vec<RawPage>,
     pub(crate) refs: Vec<u32>,
     pub(crate) free: Vec<u32>,
+    /// Places of pages whose memory was given back.
+    pub(crate) places: Vec<u32>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct RawPage {
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -371,9 +376,17 @@ impl RawPool {
                 Ok(vec)
             };
             let page = RawPage { keys: new(forms[0])?, values: new(forms[1])? };
-            self.free.push(self.pages.len() as u32);
-            self.pages.push(page);
-            self.refs.push(0);
+            match self.places.pop() {
+                Some(place) => {
+                    self.pages[place as usize] = page;
+                    self.free.push(place);
+                }
+                None => {
+                    self.free.push(self.pages.len() as u32);
+                    self.pages.push(page);
+                    self.refs.push(0);
+                }
+            }
         }
         Ok(())
     }
@@ -397,8 +410,18 @@ impl RawPool {
         }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.pages.len()
+    /// Gives back the memory of free pages, but for as many as are in use and [`SPARE`].
+    pub(crate) fn trim(&mut self) {
+        let kept = self.used() + SPARE;
+        for page in self.free.drain(kept.min(self.free.len())..) {
+            self.pages[page as usize] = RawPage::default();
+            self.places.push(page);
+        }
+    }
+
+    /// Pages in use.
+    pub(crate) fn used(&self) -> usize {
+        self.pages.len() - self.free.len() - self.places.len()
     }
 
     pub(crate) fn bytes(&self) -> usize {

@@ -40,3 +40,24 @@ fn counts_follow_the_sequences() {
     assert_eq!(cache.stats(), empty);
     cache.check_invariants().unwrap();
 }
+
+/// A long prompt takes full precision for all its rows; the next step needs that of the last ones only.
+#[test]
+fn full_precision_of_a_prompt_is_given_back() {
+    let config = Config { page_size: 4, residual: 4, ..Config::new(1, 1, 8) };
+    let mut cache = Cache::new(&config.stored_as(Storage::Int8)).unwrap();
+    let seq = cache.create().unwrap();
+    let empty = cache.stats().bytes;
+    append(&mut cache, seq, 400);
+    let prompt = cache.stats();
+    append(&mut cache, seq, 1);
+    let step = cache.stats();
+    assert_eq!((prompt.residual, step.residual), (100, 2));
+    let raw_page = (prompt.bytes - empty) / 100;
+    assert!(step.bytes - empty <= 20 * raw_page, "{} bytes of {}", step.bytes, prompt.bytes);
+    cache.check_invariants().unwrap();
+    // They come back.
+    append(&mut cache, seq, 400);
+    assert_eq!(cache.stats().residual, 102);
+    cache.check_invariants().unwrap();
+}

@@ -101,7 +101,7 @@ fn memory_keeps_to_its_formulas() {
             });
             let chunks = len.div_ceil(1024);
             let results = 4 * units * heads * (size + 2) * (chunks + 1);
-            let thread = 256 * 4 * (80 + 16 + 2) + 256 * 4 * size + (32 << 10);
+            let thread = 256 * 4 * (144 + 16 + 2) + 256 * 4 * size / 2 + (32 << 10);
             let plan = 256 * units * (chunks + 1);
             let formula = 4 * units * heads * size + results + thread + plan;
             assert!(

@@ -13,7 +13,7 @@ use fearless_simd::{Avx512, SimdBase, SimdFrom, i32x16, u8x64, u16x32};
 
 use super::ahead::Lines;
 use super::codes::{Codes, finish};
-use super::tile::{Into, Rows};
+use super::tile::{Mode, Results};
 
 /// Lanes of a vector of sums.
 const LANES: usize = 16;
@@ -54,7 +54,7 @@ const fn order<const BLOCK: usize>(places: [u8; BLOCK]) -> [u8; 64] {
 
 fearless_simd::kernel!(
     /// [`super::codes::code_product`] for factors that [`split`] has taken apart.
-    pub(super) fn product(simd: Avx512, codes: &Codes<'_>, mode: Into, to: &mut Rows<'_>) {
+    pub(super) fn product(simd: Avx512, codes: &Codes<'_>, mode: Mode, to: &mut Results<'_>) {
         match codes.fields {
             4 => strips::<4>(simd, codes, mode, to),
             _ => strips::<2>(simd, codes, mode, to),
@@ -65,7 +65,7 @@ fearless_simd::kernel!(
 /// All vectors, two at a time and then the last one; for each all rows, four at a time and then each.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn strips<const FIELDS: usize>(simd: Avx512, codes: &Codes<'_>, mode: Into, to: &mut Rows<'_>) {
+fn strips<const FIELDS: usize>(simd: Avx512, codes: &Codes<'_>, mode: Mode, to: &mut Results<'_>) {
     let rows = codes.factors.rows();
     let lines = codes.x.ahead;
     // Lines for each sum, a little more than there are.
@@ -103,8 +103,8 @@ fn tile<const FIELDS: usize, const ROWS: usize, const V: usize>(
     row: usize,
     vector: usize,
     lines: Lines<'_>,
-    mode: Into,
-    to: &mut Rows<'_>,
+    mode: Mode,
+    to: &mut Results<'_>,
 ) {
     let Codes { x, first, blocks, factors, .. } = *codes;
     let mut rows: [&[[i32; FIELDS]]; ROWS] = [&[]; ROWS];

@@ -8,7 +8,7 @@ use super::ahead::Lines;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 use super::bytes;
 use super::factors::{Factors, Scaled};
-use super::tile::{Into, Panel, Rows, Tiles, cover, lanes};
+use super::tile::{Mode, Panel, Results, Tiles, cover, lanes};
 
 /// What is multiplied.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +23,7 @@ pub(crate) struct Codes<'a> {
 }
 
 /// `result[r] = scale[r] * sum_i factors[r][i] code[i] + offset[r]` for all rows of the factors.
-pub(crate) fn code_product<S: Simd>(simd: S, codes: &Codes<'_>, mode: Into, to: &mut Rows<'_>) {
+pub(crate) fn code_product<S: Simd>(simd: S, codes: &Codes<'_>, mode: Mode, to: &mut Results<'_>) {
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
     if let Some(simd) = simd.level().as_avx512() {
         return bytes::product(simd, codes, mode, to);
@@ -42,8 +42,8 @@ pub(crate) fn finish<S: Simd, const ROWS: usize, const V: usize>(
     sums: [[S::i32s; V]; ROWS],
     meaning: &[Scaled],
     (row, column): (usize, usize),
-    mode: Into,
-    to: &mut Rows<'_>,
+    mode: Mode,
+    to: &mut Results<'_>,
 ) {
     for r in 0..ROWS {
         let Scaled { scale, offset } = meaning[row + r];
@@ -53,7 +53,7 @@ pub(crate) fn finish<S: Simd, const ROWS: usize, const V: usize>(
         for v in 0..V {
             let sum: S::f32s = sums[r][v].to_float();
             let result = sum.mul_add(scale, offset);
-            results[v] = if mode == Into::Add { results[v] + result } else { result };
+            results[v] = if mode == Mode::Add { results[v] + result } else { result };
         }
         to.end::<S, V>(row + r, column, results);
     }
@@ -62,8 +62,8 @@ pub(crate) fn finish<S: Simd, const ROWS: usize, const V: usize>(
 /// Two numbers at a time, by the dot product of pairs of 16 bits.
 struct Pairs<'a, 'b, 'c, const FIELDS: usize> {
     codes: &'a Codes<'a>,
-    mode: Into,
-    to: &'b mut Rows<'c>,
+    mode: Mode,
+    to: &'b mut Results<'c>,
 }
 
 impl<S: Simd, const FIELDS: usize> Tiles<S> for Pairs<'_, '_, '_, FIELDS> {
@@ -171,7 +171,7 @@ mod tests {
                 Codes { x, fields, first: 0, blocks: len / (2 * fields), factors: &factors };
             let stride = stride + 64;
             let mut numbers = vec![1.0; rows * stride];
-            code_product(simd, &codes, Into::Add, &mut Rows { numbers: &mut numbers, stride });
+            code_product(simd, &codes, Mode::Add, &mut Results { numbers: &mut numbers, stride });
             numbers
         }
     }

@@ -12,7 +12,7 @@ use super::tile::lanes;
 
 /// Numbers of a row are padded to a multiple of this.
 pub(crate) const PADDING: usize = 32;
-/// Rows whose factors are made at a time.
+/// Results whose factors are made at a time.
 const TOGETHER: usize = 4;
 /// The largest factor: its high byte and its low byte, both with signs, hold it.
 const LARGEST: f32 = 32639.0;
@@ -40,7 +40,7 @@ pub(crate) struct Groups<'a> {
     pub(crate) terms: usize,
 }
 
-/// Rows of factors, and the scratch to make them.
+/// Results of factors, and the scratch to make them.
 #[derive(Debug, Default)]
 pub(crate) struct Factors {
     /// Scales and minima of the codes.
@@ -141,7 +141,7 @@ struct Widened<'a> {
 }
 
 /// `x * scales` of `ROWS` rows as whole numbers up to the amplitude, in pairs, and what they mean: their
-/// products with codes, times the scale, plus `sum x * minima`. Rows together hide how long each takes to
+/// products with codes, times the scale, plus `sum x * minima`. Results together hide how long each takes to
 /// find its largest product. The length is a multiple of [`PADDING`].
 #[inline(always)]
 fn whole<S: Simd, const ROWS: usize>(

@@ -10,7 +10,7 @@
 use tensor_utils::simd::{Bytes, Select, Simd, SimdBase, SimdFloat, SimdFrom};
 
 use super::ahead::Lines;
-use super::tile::{Into, Panel, Rows, Tiles, cover, lanes};
+use super::tile::{Mode, Panel, Results, Tiles, cover, lanes};
 
 /// Numbers that are stored as floats.
 pub(crate) trait Numbers: Copy {
@@ -146,8 +146,8 @@ pub(crate) fn product<S: Simd, N: Numbers>(
     factors: &[f32],
     factor_stride: usize,
     rows: usize,
-    mode: Into,
-    to: &mut Rows<'_>,
+    mode: Mode,
+    to: &mut Results<'_>,
 ) {
     let mut product = Product::<N> { x, range, factors, factor_stride, mode, to };
     cover(simd, &mut product, rows, x.vectors, x.ahead);
@@ -158,8 +158,8 @@ struct Product<'a, 'b, 'c, N: Numbers> {
     range: (usize, usize),
     factors: &'a [f32],
     factor_stride: usize,
-    mode: Into,
-    to: &'b mut Rows<'c>,
+    mode: Mode,
+    to: &'b mut Results<'c>,
 }
 
 impl<S: Simd, N: Numbers> Tiles<S> for Product<'_, '_, '_, N> {

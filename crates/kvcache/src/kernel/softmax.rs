@@ -6,7 +6,7 @@ use tensor_utils::simd::{Simd, SimdBase, SimdFrom};
 use super::task::{BLOCK, SCORES};
 use super::tile::lanes;
 
-/// Rows `rows` of `scores` become weights against the new maximum; `m` is raised, `correction` is what
+/// Results `rows` of `scores` become weights against the new maximum; `m` is raised, `correction` is what
 /// all older sums are to be multiplied by, and `l` (a vector for each row) adds up the weights.
 pub(crate) fn weigh<S: Simd>(
     simd: S,

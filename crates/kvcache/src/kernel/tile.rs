@@ -27,7 +27,7 @@ pub(crate) struct Panel<'a, W> {
 
 /// What becomes of the sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Into {
+pub(crate) enum Mode {
     /// They begin at 0 and replace what is there.
     Replace,
     /// They begin with what is there.
@@ -36,12 +36,12 @@ pub(crate) enum Into {
 
 /// Results: rows `stride` apart, as many lanes of each as the panel has.
 #[derive(Debug)]
-pub(crate) struct Rows<'a> {
+pub(crate) struct Results<'a> {
     pub(crate) numbers: &'a mut [f32],
     pub(crate) stride: usize,
 }
 
-impl Rows<'_> {
+impl Results<'_> {
     /// `V` vectors of a row from a column on: what its sums begin with.
     #[inline(always)]
     pub(crate) fn begin<S: Simd, const V: usize>(
@@ -49,10 +49,10 @@ impl Rows<'_> {
         simd: S,
         row: usize,
         column: usize,
-        mode: Into,
+        mode: Mode,
     ) -> [S::f32s; V] {
         let mut sums = [S::f32s::simd_from(simd, 0.0); V];
-        if mode == Into::Add {
+        if mode == Mode::Add {
             let from = &self.numbers[row * self.stride + column..][..V * lanes::<S>()];
             for v in 0..V {
                 sums[v] = S::f32s::from_slice(simd, &from[v * lanes::<S>()..][..lanes::<S>()]);
@@ -78,7 +78,7 @@ impl Rows<'_> {
 
 /// A product that is computed tile by tile.
 pub(crate) trait Tiles<S: Simd> {
-    /// Rows `row..row + ROWS` of vectors `vector..vector + V`, fetching `lines`.
+    /// Results `row..row + ROWS` of vectors `vector..vector + V`, fetching `lines`.
     fn tile<const ROWS: usize, const V: usize>(
         &mut self,
         simd: S,
@@ -119,7 +119,7 @@ struct Cover<'a> {
     lines: Lines<'a>,
     /// Lines for each sum, times 2^32.
     each: u64,
-    /// Rows before it are done.
+    /// Results before it are done.
     row: usize,
     /// Sums that are done.
     done: usize,

@@ -9,7 +9,7 @@ use crate::Storage;
 use crate::kernel::codes::{Codes, code_product};
 use crate::kernel::factors::Groups;
 use crate::kernel::floats::{Bf16, F16, F32, Numbers, product};
-use crate::kernel::tile::{Into, Panel, Rows, lanes};
+use crate::kernel::tile::{Mode, Panel, Results, lanes};
 use crate::store::Slab;
 
 impl<S: Simd> State<'_, '_, S> {
@@ -81,8 +81,8 @@ impl<S: Simd> State<'_, '_, S> {
         };
         let queries = &self.queries[rows.start * self.depth..];
         let numbers = &mut scores[rows.start * stride + fragment.key..];
-        let (range, mode) = ((0, form.columns), Into::Replace);
-        let mut to = Rows { numbers, stride };
+        let (range, mode) = ((0, form.columns), Mode::Replace);
+        let mut to = Results { numbers, stride };
         product::<S, N>(self.simd, x, range, queries, self.depth, rows.len(), mode, &mut to);
     }
 
@@ -114,6 +114,6 @@ impl<S: Simd> State<'_, '_, S> {
         let blocks = form.columns.div_ceil(2 * fields);
         let codes = Codes { x, fields, first: 0, blocks, factors: &self.scratch.factors };
         let numbers = &mut scores[rows.start * stride + fragment.key..];
-        code_product(self.simd, &codes, Into::Replace, &mut Rows { numbers, stride });
+        code_product(self.simd, &codes, Mode::Replace, &mut Results { numbers, stride });
     }
 }

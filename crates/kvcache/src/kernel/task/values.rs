@@ -9,7 +9,7 @@ use crate::Storage;
 use crate::kernel::codes::{Codes, code_product};
 use crate::kernel::factors::{Groups, PADDING};
 use crate::kernel::floats::{Bf16, F16, F32, Numbers, product};
-use crate::kernel::tile::{Into, Panel, Rows, lanes};
+use crate::kernel::tile::{Mode, Panel, Results, lanes};
 use crate::store::Slab;
 
 impl<S: Simd> State<'_, '_, S> {
@@ -50,9 +50,9 @@ impl<S: Simd> State<'_, '_, S> {
         let x = Panel { words: &words[record..], stride: form.columns, vectors, ahead };
         let weights = &self.scratch.scores[rows.start * SCORES + fragment.key..];
         let numbers = &mut self.o[rows.start * self.e..];
-        let mut to = Rows { numbers, stride: self.e };
+        let mut to = Results { numbers, stride: self.e };
         let range = (fragment.row, fragment.len);
-        product::<S, N>(self.simd, x, range, weights, SCORES, rows.len(), Into::Add, &mut to);
+        product::<S, N>(self.simd, x, range, weights, SCORES, rows.len(), Mode::Add, &mut to);
     }
 
     fn add_codes(
@@ -95,6 +95,6 @@ impl<S: Simd> State<'_, '_, S> {
         };
         let codes = Codes { x, fields, first, blocks, factors: &self.scratch.factors };
         let numbers = &mut self.o[rows.start * self.e..];
-        code_product(self.simd, &codes, Into::Add, &mut Rows { numbers, stride: self.e });
+        code_product(self.simd, &codes, Mode::Add, &mut Results { numbers, stride: self.e });
     }
 }
