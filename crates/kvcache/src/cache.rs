@@ -86,12 +86,11 @@ impl Cache {
         config.check()?;
         let pages = config.pages();
         let form = |side, storage, columns| {
-            Form::new(side, storage, config.key_heads, columns, config.page_size)
+            Form::new(side, storage, config.key_heads, columns, config.page_size, pages)
         };
         let keys = form(Side::Keys, config.keys, config.head_size);
         let values = form(Side::Values, config.values, config.value_size);
-        let layer =
-            |_| Ok(LayerStore { keys: Slab::new(keys, pages)?, values: Slab::new(values, pages)? });
+        let layer = |_| Ok(LayerStore { keys: Slab::new(keys)?, values: Slab::new(values)? });
         let layers = (0..config.layers).map(layer).collect::<Result<_, Error>>()?;
         let mut pool = Pool::new(pages)?;
         let mut regions = Vec::new();

@@ -16,7 +16,7 @@ const ADDRESSED: &str = "rows whose bytes can be addressed";
 pub fn page_bytes(config: &Config) -> Result<[usize; 2], Error> {
     config.check()?;
     let form = |side, storage, columns| {
-        Form::new(side, storage, config.key_heads, columns, config.page_size)
+        Form::new(side, storage, config.key_heads, columns, config.page_size, 1)
     };
     let keys = form(Side::Keys, config.keys, config.head_size);
     let values = form(Side::Values, config.values, config.value_size);

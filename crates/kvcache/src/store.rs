@@ -1,18 +1,22 @@
 //! Where the numbers are: the records of pages.
 //!
-//! One record holds one head of one page; `[page][head]` records follow one another in the slab of a
+//! One record holds one head of one page; `[head][page]` records follow one another in the slab of a
 //! layer. With `r` the index that attention sums over (channel of a key, row of a value), `l` the
 //! other one, `R` and `L` their numbers, a record is
 //!
 //! | storage | layout |
 //! | --- | --- |
-//! | `f32` | `[R][L]` |
-//! | others | `[R / 2F][L][2]` words of 16 bits, each of `F` fields: 1 of 16 bits, 2 of 8, or 4 of 4 |
+//! | `f32` | `[L / 64][R][64]` |
+//! | others | `[L / 64][R / 2F][64][2]` words of 16 bits, each of `F` fields: 1 of 16 bits, 2 of 8, or 4 of 4 |
 //! | codes | `R` scales and `R` minima before them |
 //!
-//! where number `(r, l)` is field `r % 2F / 2` of word `[r / 2F][l][r % 2]`. So 16 keys, or 16 channels
-//! of values, fill a vector, and shifting and masking a vector of words leaves the neighbours `r` and
-//! `r + 1` of each `l`: two `f32`, or the operands of a dot product of pairs.
+//! where number `(r, l)` is field `r % 2F / 2` of word `[l / 64][r / 2F][l % 64][r % 2]`. So 16 keys, or 16
+//! channels of values, fill a vector, and shifting and masking a vector of words leaves the neighbours `r`
+//! and `r + 1` of each `l`: two `f32`, or the operands of a dot product of pairs.
+//!
+//! A panel of 64 lanes is what a tile of the product reads from its first byte to its last. (Where it read
+//! half of each row and then the other halves, memory was half as fast: docs/decisions/0006.) The last
+//! panel is as wide as what is left of `L`.
 //!
 //! Vectors may be loaded past the end of a row, and of the last record, so a slab has a little slack.
 
@@ -26,6 +30,9 @@ use crate::quantise::Affine;
 
 /// Elements after the last record that a vector may read.
 pub(crate) const SLACK: usize = 64;
+
+/// Lanes of a panel.
+const PANEL: usize = 64;
 
 /// Keys or values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +56,8 @@ pub(crate) struct Form {
     /// Groups that have a scale: channels of keys, rows of values. The numbers of a lane.
     pub(crate) groups: usize,
     lanes: usize,
+    /// Pages of a slab.
+    pages: usize,
     /// Elements of the numbers of a record ..
     words: usize,
     /// .. and of all of it, each of the bytes of [`Self::element_bytes`].
@@ -62,6 +71,7 @@ impl Form {
         heads: usize,
         columns: usize,
         rows: usize,
+        pages: usize,
     ) -> Self {
         let (groups, lanes) = match side {
             Side::Keys => (columns, rows),
@@ -73,12 +83,12 @@ impl Form {
             _ => groups.div_ceil(2 * fields) * lanes * 2,
         };
         let record = if storage.is_quantised() { words + 2 * groups } else { words };
-        Self { side, storage, heads, columns, rows, fields, groups, lanes, words, record }
+        Self { side, storage, heads, columns, rows, fields, groups, lanes, pages, words, record }
     }
 
     /// The same in full precision.
     pub(crate) fn raw(self) -> Self {
-        Self::new(self.side, Storage::F32, self.heads, self.columns, self.rows)
+        Self::new(self.side, Storage::F32, self.heads, self.columns, self.rows, self.pages)
     }
 
     /// The largest code.
@@ -103,17 +113,34 @@ impl Form {
         if self.storage == Storage::F32 { 4 } else { 2 }
     }
 
+    /// Numbers of a lane that are next to one another, and the elements that they take.
+    fn step(self) -> (usize, usize) {
+        match self.storage {
+            Storage::F32 => (1, 1),
+            _ => (2 * self.fields, 2),
+        }
+    }
+
+    /// The panels that some lanes lie in.
+    #[inline(always)]
+    pub(crate) fn panels(self, lanes: Range<usize>) -> impl Iterator<Item = Part> {
+        let width = self.step().1;
+        (lanes.start / PANEL..lanes.end.div_ceil(PANEL)).map(move |panel| {
+            let first = panel * PANEL;
+            let end = self.lanes.min(first + PANEL);
+            let lanes = lanes.start.max(first)..lanes.end.min(end);
+            let start = first * (self.words / self.lanes) + (lanes.start - first) * width;
+            Part { lanes, start, stride: end - first }
+        })
+    }
+
     /// Calls `run` with each run of neighbouring elements of a record that attention reads for rows
     /// `row..row + len`.
     pub(crate) fn runs(self, row: usize, len: usize, mut run: impl FnMut(Range<usize>)) {
         if len == self.rows {
             return run(0..self.record);
         }
-        // Numbers of a lane that are next to one another, and elements that they take.
-        let (together, width) = match self.storage {
-            Storage::F32 => (1, 1),
-            _ => (2 * self.fields, 2),
-        };
+        let (together, width) = self.step();
         if self.storage.is_quantised() {
             let groups = if self.side == Side::Keys { 0..self.groups } else { row..row + len };
             for first in [0, self.groups] {
@@ -123,13 +150,17 @@ impl Form {
         match self.side {
             Side::Values => {
                 let (from, to) = (row / together, (row + len).div_ceil(together));
-                let row = self.lanes * width;
-                run(self.head() + from * row..self.head() + to * row);
+                for panel in self.panels(0..self.lanes) {
+                    let (start, row) = (self.head() + panel.start, panel.stride * width);
+                    run(start + from * row..start + to * row);
+                }
             }
             Side::Keys => {
-                for step in 0..self.groups.div_ceil(together) {
-                    let start = self.head() + (step * self.lanes + row) * width;
-                    run(start..start + len * width);
+                for panel in self.panels(row..row + len) {
+                    for step in 0..self.groups.div_ceil(together) {
+                        let start = self.head() + panel.start + step * panel.stride * width;
+                        run(start..start + panel.lanes.len() * width);
+                    }
                 }
             }
         }
@@ -140,31 +171,53 @@ impl Form {
         self.heads * self.record * self.element_bytes()
     }
 
+    /// Where the numbers from `r` on of a lane are that lie next to one another, the first of them `r`.
+    #[inline(always)]
+    fn place(self, r: usize, lane: usize) -> usize {
+        let (together, width) = self.step();
+        let first = lane / PANEL * PANEL;
+        let stride = PANEL.min(self.lanes - first);
+        let step = r / together * stride + lane - first;
+        first * (self.words / self.lanes) + step * width
+    }
+
+    /// `r` and the lane of element `column` of row `row`.
+    #[inline(always)]
+    fn turned(self, row: usize, column: usize) -> (usize, usize) {
+        match self.side {
+            Side::Keys => (column, row),
+            Side::Values => (row, column),
+        }
+    }
+
     /// Where element `column` of row `row` of an `f32` record is.
     #[inline(always)]
     fn at(self, row: usize, column: usize) -> usize {
-        match self.side {
-            Side::Keys => column * self.rows + row,
-            Side::Values => row * self.columns + column,
-        }
+        let (r, lane) = self.turned(row, column);
+        self.place(r, lane)
     }
 
     /// Word and shift of element `column` of row `row`.
     #[inline(always)]
     fn word_at(self, row: usize, column: usize) -> (usize, usize) {
-        let (r, lane) = match self.side {
-            Side::Keys => (column, row),
-            Side::Values => (row, column),
-        };
-        let fields = self.fields;
-        let lanes = self.lanes;
-        let (block, r) = (r / (2 * fields), r % (2 * fields));
-        ((block * lanes + lane) * 2 + r % 2, r / 2 * (16 / fields))
+        let (r, lane) = self.turned(row, column);
+        let within = r % (2 * self.fields);
+        (self.place(r, lane) + within % 2, within / 2 * (16 / self.fields))
     }
 
     fn field_mask(self) -> u16 {
         u16::MAX >> (16 - self.storage.bits().min(16))
     }
+}
+
+/// Lanes of one panel.
+#[derive(Debug, Clone)]
+pub(crate) struct Part {
+    pub(crate) lanes: Range<usize>,
+    /// Where number 0 of the first of them is among the numbers of a record.
+    pub(crate) start: usize,
+    /// Lanes of the panel.
+    pub(crate) stride: usize,
 }
 
 /// The records of one side of one layer.
@@ -177,14 +230,14 @@ pub(crate) enum Slab {
 
 impl Slab {
     /// Zeros, which the system hands out when they are first touched.
-    pub(crate) fn new(form: Form, pages: usize) -> Result<Self, ShapeError> {
+    pub(crate) fn new(form: Form) -> Result<Self, ShapeError> {
         let arg = "layout";
-        let record = form.record;
+        let Form { heads, pages, record, .. } = form;
         let elements = pages
-            .checked_mul(form.heads)
+            .checked_mul(heads)
             .and_then(|records| records.checked_mul(record))
             .and_then(|elements| elements.checked_add(SLACK))
-            .ok_or_else(|| ShapeError::TooLarge { arg, got: vec![pages, form.heads, record] })?;
+            .ok_or_else(|| ShapeError::TooLarge { arg, got: vec![heads, pages, record] })?;
         Ok(if form.storage == Storage::F32 {
             Self::F32(Huge::zeros(arg, &[elements])?)
         } else {
@@ -195,7 +248,7 @@ impl Slab {
     /// Where the record of a page and head begins.
     #[inline(always)]
     pub(crate) fn start(form: Form, page: u32, head: usize) -> usize {
-        (page as usize * form.heads + head) * form.record
+        (head * form.pages + page as usize) * form.record
     }
 
     /// Stores a row; quantised storage takes whole pages only ([`Self::quantise`]).
@@ -250,32 +303,38 @@ impl Slab {
         let (affine, codes) = record.split_at_mut(form.head());
         codes.fill(0);
         let (scales, minima) = affine.split_at_mut(form.groups);
-        let lanes = form.lanes;
-        let top = form.top();
-        for (group, from) in from.chunks_exact(lanes).take(form.groups).enumerate() {
-            let (min, max) = from
-                .iter()
+        let (raw, top, fields) = (form.raw(), form.top(), form.fields);
+        for group in 0..form.groups {
+            let numbers = || {
+                raw.panels(0..raw.lanes)
+                    .map(|panel| &from[panel.start + group * panel.stride..][..panel.lanes.len()])
+            };
+            let (min, max) = numbers()
+                .flatten()
                 .fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
             let affine = Affine::covering(min, max, top);
             scales[group] = affine.scale.to_bits();
             minima[group] = affine.minimum.to_bits();
-            let fields = form.fields;
             let (block, r) = (group / (2 * fields), group % (2 * fields));
             let shift = r / 2 * (16 / fields);
-            let words = codes[block * lanes * 2 + r % 2..].iter_mut().step_by(2);
-            for (word, &x) in words.zip(from) {
-                *word |= (affine.code(x, top) as u16) << shift;
+            for (panel, numbers) in form.panels(0..form.lanes).zip(numbers()) {
+                let words = &mut codes[panel.start + block * panel.stride * 2 + r % 2..];
+                for (word, &x) in words.iter_mut().step_by(2).zip(numbers) {
+                    *word |= (affine.code(x, top) as u16) << shift;
+                }
             }
         }
     }
 
     /// Copies all heads of a page.
     pub(crate) fn copy_page(&mut self, form: Form, from: u32, to: u32) {
-        let size = form.heads * form.record;
-        let range = from as usize * size..(from as usize + 1) * size;
-        match self {
-            Self::F32(slab) => slab.copy_within(range, to as usize * size),
-            Self::Words(slab) => slab.copy_within(range, to as usize * size),
+        for head in 0..form.heads {
+            let (from, to) = (Self::start(form, from, head), Self::start(form, to, head));
+            let range = from..from + form.record;
+            match self {
+                Self::F32(slab) => slab.copy_within(range, to),
+                Self::Words(slab) => slab.copy_within(range, to),
+            }
         }
     }
 
@@ -446,7 +505,7 @@ impl RawPool {
     ) {
         let range = raw_record(form, layer, head);
         let to = &mut self.pages[page as usize].side_mut(form.side)[range];
-        write_row(form, to, row, from);
+        write_row(form.raw(), to, row, from);
     }
 
     pub(crate) fn read(
@@ -458,6 +517,7 @@ impl RawPool {
         to: &mut [f32],
     ) {
         let record = self.record(form, page, layer, head);
+        let form = form.raw();
         for (column, to) in to.iter_mut().enumerate() {
             *to = record[form.at(row, column)];
         }
@@ -484,6 +544,7 @@ impl RawPool {
         if !form.storage.is_quantised() {
             return;
         }
+        let form = form.raw();
         for layer in 0..layers {
             for head in 0..form.heads {
                 let range = raw_record(form, layer, head);

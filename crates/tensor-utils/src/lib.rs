@@ -41,7 +41,7 @@ pub use isa::{Isa, IsaError, Kernel, dispatch};
 // Building blocks.
 pub use gemm::{Gemm, gemm};
 pub use parallel::{for_each_chunk, lock_slot, map_chunks_ordered, take_slot};
-pub use prefetch::{prefetch, prefetch_address, prefetch_far};
+pub use prefetch::{prefetch, prefetch_far, prefetch_far_address};
 pub use softmax::OnlineSoftmax;
 pub use stream::copy_past_caches;
 

@@ -23,11 +23,11 @@ pub fn prefetch_far<T>(slice: &[T], index: usize) {
     let _ = (slice, index);
 }
 
-/// [`prefetch`] of an address, that of any pointer: for lists of what lies in several slices.
+/// [`prefetch_far`] of an address, that of any pointer: for lists of what lies in several slices.
 #[inline(always)]
-pub fn prefetch_address(address: usize) {
+pub fn prefetch_far_address(address: usize) {
     #[cfg(target_arch = "x86_64")]
-    ask::<{ core::arch::x86_64::_MM_HINT_T0 }>(core::ptr::without_provenance(address));
+    ask::<{ core::arch::x86_64::_MM_HINT_T1 }>(core::ptr::without_provenance(address));
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
 }

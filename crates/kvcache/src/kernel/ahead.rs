@@ -4,17 +4,18 @@
 //! much longer, and the next one is elsewhere, so without help every record begins with a wait.
 //!
 //! What is fetched is read [`AHEAD`] keys later: of the keys, then of the values of a block, then of the
-//! next block.
+//! next block. It is fetched into the second-level cache: for the first, the processor keeps track of some
+//! 24 lines at a time, each for as long as memory takes to answer, which is 14 GB/s a core.
 
 use std::ops::Range;
 
-use tensor_utils::prefetch_address;
+use tensor_utils::prefetch_far_address;
 
 use crate::store::Form;
 
 /// Bytes of a line of the caches.
 const LINE: usize = 64;
-/// How many keys ahead: enough for the latency of memory, and what the first-level cache can hold.
+/// How many keys ahead: enough for the latency of memory.
 pub(crate) const AHEAD: usize = 64;
 
 /// What the products of a block fetch, in the order in which it will be read.
@@ -127,7 +128,7 @@ impl Steps<'_> {
             let until = self.end.min(self.at + share * LINE);
             share -= (until - self.at) / LINE;
             while self.at < until {
-                prefetch_address(self.at);
+                prefetch_far_address(self.at);
                 self.at += LINE;
             }
             if share == 0 || !self.next_run(0) {

@@ -10,7 +10,7 @@ use crate::kernel::codes::{Codes, code_product};
 use crate::kernel::factors::Groups;
 use crate::kernel::floats::{Bf16, F16, F32, Numbers, product};
 use crate::kernel::tile::{Mode, Panel, Results, lanes};
-use crate::store::Slab;
+use crate::store::{Form, Slab};
 
 impl<S: Simd> State<'_, '_, S> {
     /// Scores of all rows and the fragments' keys, `stride` apart.
@@ -44,8 +44,8 @@ impl<S: Simd> State<'_, '_, S> {
         for f in 0..self.scratch.fragments.len() {
             let fragment = self.scratch.fragments[f];
             let record = Slab::start(self.cx.cache.keys, fragment.page, self.task.head);
-            let units = 0..self.task.units.len();
-            self.multiply_keys::<N>(&words[record..], &fragment, units, scores, stride);
+            let (form, units) = (self.cx.cache.keys, 0..self.task.units.len());
+            self.multiply_keys::<N>(form, &words[record..], &fragment, units, scores, stride);
         }
     }
 
@@ -58,32 +58,36 @@ impl<S: Simd> State<'_, '_, S> {
     ) {
         let cache = self.cx.cache;
         let record = cache.raw.record(cache.keys, fragment.raw, self.cx.layer, self.task.head);
-        self.multiply_keys::<F32>(record, fragment, units, scores, stride);
+        self.multiply_keys::<F32>(cache.keys.raw(), record, fragment, units, scores, stride);
     }
 
     /// Scores of some units and the keys of a fragment in `record`.
     fn multiply_keys<N: Numbers>(
         &mut self,
+        form: Form,
         record: &[N::Word],
         fragment: &Fragment,
         units: Range<usize>,
         scores: &mut [f32],
         stride: usize,
     ) {
-        let form = self.cx.cache.keys;
         let rows = units.start * self.cx.group..units.end * self.cx.group;
-        let work = rows.len() * fragment.len * form.columns;
-        let x = Panel {
-            words: &record[fragment.row * N::WIDTH..],
-            stride: form.rows,
-            vectors: fragment.len.div_ceil(lanes::<S>()),
-            ahead: self.scratch.ahead.share(work),
-        };
         let queries = &self.queries[rows.start * self.depth..];
-        let numbers = &mut scores[rows.start * stride + fragment.key..];
-        let (range, mode) = ((0, form.columns), Mode::Replace);
-        let mut to = Results { numbers, stride };
-        product::<S, N>(self.simd, x, range, queries, self.depth, rows.len(), mode, &mut to);
+        // What a vector reads and writes behind the last lane of a panel, the next one writes again.
+        for panel in form.panels(fragment.row..fragment.row + fragment.len) {
+            let work = rows.len() * panel.lanes.len() * form.columns;
+            let x = Panel {
+                words: &record[panel.start..],
+                stride: panel.stride,
+                vectors: panel.lanes.len().div_ceil(lanes::<S>()),
+                ahead: self.scratch.ahead.share(work),
+            };
+            let key = fragment.key + panel.lanes.start - fragment.row;
+            let numbers = &mut scores[rows.start * stride + key..];
+            let (range, mode) = ((0, form.columns), Mode::Replace);
+            let mut to = Results { numbers, stride };
+            product::<S, N>(self.simd, x, range, queries, self.depth, rows.len(), mode, &mut to);
+        }
     }
 
     fn score_codes(
@@ -104,16 +108,20 @@ impl<S: Simd> State<'_, '_, S> {
         let groups = Groups { scales, minima, lead: 0, fields, terms: form.columns };
         let shape = (rows.len(), self.depth, self.depth);
         self.scratch.factors.make(self.simd, groups, queries, shape);
-        let work = rows.len() * fragment.len * form.columns;
-        let x = Panel {
-            words: &numbers[form.head() + 2 * fragment.row..],
-            stride: form.rows,
-            vectors: fragment.len.div_ceil(lanes::<S>()),
-            ahead: self.scratch.ahead.share(work),
-        };
         let blocks = form.columns.div_ceil(2 * fields);
-        let codes = Codes { x, fields, first: 0, blocks, factors: &self.scratch.factors };
-        let numbers = &mut scores[rows.start * stride + fragment.key..];
-        code_product(self.simd, &codes, Mode::Replace, &mut Results { numbers, stride });
+        let words = &numbers[form.head()..];
+        for panel in form.panels(fragment.row..fragment.row + fragment.len) {
+            let work = rows.len() * panel.lanes.len() * form.columns;
+            let x = Panel {
+                words: &words[panel.start..],
+                stride: panel.stride,
+                vectors: panel.lanes.len().div_ceil(lanes::<S>()),
+                ahead: self.scratch.ahead.share(work),
+            };
+            let codes = Codes { x, fields, first: 0, blocks, factors: &self.scratch.factors };
+            let key = fragment.key + panel.lanes.start - fragment.row;
+            let numbers = &mut scores[rows.start * stride + key..];
+            code_product(self.simd, &codes, Mode::Replace, &mut Results { numbers, stride });
+        }
     }
 }

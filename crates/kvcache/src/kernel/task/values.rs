@@ -10,7 +10,7 @@ use crate::kernel::codes::{Codes, code_product};
 use crate::kernel::factors::{Groups, PADDING};
 use crate::kernel::floats::{Bf16, F16, F32, Numbers, product};
 use crate::kernel::tile::{Mode, Panel, Results, lanes};
-use crate::store::Slab;
+use crate::store::{Form, Slab};
 
 impl<S: Simd> State<'_, '_, S> {
     /// Adds the weighted values of a fragment to the output of some units. The weights are in
@@ -20,16 +20,18 @@ impl<S: Simd> State<'_, '_, S> {
         let (form, head) = (cache.values, self.task.head);
         let record = Slab::start(form, fragment.page, head);
         match (&cache.layers[self.cx.layer].values, form.storage) {
-            (Slab::F32(words), _) => self.add_floats::<F32>(words, record, fragment, units),
+            (Slab::F32(words), _) => {
+                self.add_floats::<F32>(form, &words[record..], fragment, units);
+            }
             (Slab::Words(words), Storage::Bf16) => {
-                self.add_floats::<Bf16>(words, record, fragment, units);
+                self.add_floats::<Bf16>(form, &words[record..], fragment, units);
             }
             (Slab::Words(words), Storage::F16) => {
-                self.add_floats::<F16>(words, record, fragment, units);
+                self.add_floats::<F16>(form, &words[record..], fragment, units);
             }
             (Slab::Words(_), _) if !coded => {
                 let words = cache.raw.record(form, fragment.raw, self.cx.layer, head);
-                self.add_floats::<F32>(words, 0, fragment, units);
+                self.add_floats::<F32>(form.raw(), words, fragment, units);
             }
             (Slab::Words(words), _) => self.add_codes(words, record, fragment, units),
         }
@@ -37,22 +39,27 @@ impl<S: Simd> State<'_, '_, S> {
 
     fn add_floats<N: Numbers>(
         &mut self,
-        words: &[N::Word],
-        record: usize,
+        form: Form,
+        record: &[N::Word],
         fragment: &Fragment,
         units: Range<usize>,
     ) {
-        let form = self.cx.cache.values;
         let rows = units.start * self.cx.group..units.end * self.cx.group;
-        let work = rows.len() * fragment.len * form.columns;
-        let ahead = self.scratch.ahead.share(work);
-        let vectors = form.columns.div_ceil(lanes::<S>());
-        let x = Panel { words: &words[record..], stride: form.columns, vectors, ahead };
-        let weights = &self.scratch.scores[rows.start * SCORES + fragment.key..];
-        let numbers = &mut self.o[rows.start * self.e..];
-        let mut to = Results { numbers, stride: self.e };
-        let range = (fragment.row, fragment.len);
-        product::<S, N>(self.simd, x, range, weights, SCORES, rows.len(), Mode::Add, &mut to);
+        let Scratch { scores, ahead, .. } = &mut *self.scratch;
+        let weights = &scores[rows.start * SCORES + fragment.key..];
+        for panel in form.panels(0..form.columns) {
+            let work = rows.len() * fragment.len * panel.lanes.len();
+            let x = Panel {
+                words: &record[panel.start..],
+                stride: panel.stride,
+                vectors: panel.lanes.len().div_ceil(lanes::<S>()),
+                ahead: ahead.share(work),
+            };
+            let numbers = &mut self.o[rows.start * self.e + panel.lanes.start..];
+            let mut to = Results { numbers, stride: self.e };
+            let range = (fragment.row, fragment.len);
+            product::<S, N>(self.simd, x, range, weights, SCORES, rows.len(), Mode::Add, &mut to);
+        }
     }
 
     fn add_codes(
@@ -70,7 +77,7 @@ impl<S: Simd> State<'_, '_, S> {
         // The weights begin in the middle of a block where the fragment does.
         let lead = fragment.row - first * 2 * fields;
         let padded = (blocks * 2 * fields).next_multiple_of(PADDING);
-        let Scratch { factors, aligned, scores, .. } = &mut *self.scratch;
+        let Scratch { factors, aligned, scores, ahead, .. } = &mut *self.scratch;
         let mut weights = (&scores[rows.start * SCORES + fragment.key..], SCORES);
         if fragment.len < padded {
             aligned.grow(rows.len() * padded);
@@ -86,15 +93,18 @@ impl<S: Simd> State<'_, '_, S> {
         let [scales, minima] = form.affine(&words[record..], used);
         let groups = Groups { scales, minima, lead, fields, terms: padded };
         factors.make(self.simd, groups, weights.0, (rows.len(), weights.1, padded));
-        let work = rows.len() * fragment.len * form.columns;
-        let x = Panel {
-            words: &words[record + form.head()..],
-            stride: form.columns,
-            vectors: form.columns.div_ceil(lanes::<S>()),
-            ahead: self.scratch.ahead.share(work),
-        };
-        let codes = Codes { x, fields, first, blocks, factors: &self.scratch.factors };
-        let numbers = &mut self.o[rows.start * self.e..];
-        code_product(self.simd, &codes, Mode::Add, &mut Results { numbers, stride: self.e });
+        let words = &words[record + form.head()..];
+        for panel in form.panels(0..form.columns) {
+            let work = rows.len() * fragment.len * panel.lanes.len();
+            let x = Panel {
+                words: &words[panel.start..],
+                stride: panel.stride,
+                vectors: panel.lanes.len().div_ceil(lanes::<S>()),
+                ahead: ahead.share(work),
+            };
+            let codes = Codes { x, fields, first, blocks, factors };
+            let numbers = &mut self.o[rows.start * self.e + panel.lanes.start..];
+            code_product(self.simd, &codes, Mode::Add, &mut Results { numbers, stride: self.e });
+        }
     }
 }
