@@ -33,9 +33,10 @@ pub(crate) fn expand<T: Logit>(
     output: ModelOutput,
     restrictions: &[Restriction],
 ) -> Result<Vec<Offer>, Failure> {
-    // So many more that enough are left without the forbidden ones.
+    // So many more that enough are left without the forbidden ones, and one that says whether there are
+    // more: of every row, since other rows must not change what is found of it.
     let extra = restrictions.iter().map(|row| row.forbidden.len()).max().unwrap_or(0);
-    let count = width.saturating_add(extra).min(logits.ncols());
+    let count = width.saturating_add(extra).saturating_add(1).min(logits.ncols());
     let options = softmax_topk::Options { log: true, ..softmax_topk::Options::default() };
     let best = softmax_topk(logits, count, &options).map_err(|error| match error {
         softmax_topk::Error::Nan { row, .. } => Failure::Row(row, "have a NaN"),
@@ -107,26 +108,24 @@ impl<T: Element> Values<'_, T> {
             |token: &u32| restriction.is_none_or(|row| row.forbidden.binary_search(token).is_err());
         let with_logprob = |&token: &u32| (token, self.logprob(token));
         let is_possible = |(_, logprob): &(u32, f64)| *logprob > f64::NEG_INFINITY;
-        let offers = |tokens: &mut dyn Iterator<Item = &u32>| -> Vec<_> {
-            tokens.filter(|token| is_allowed(token)).map(with_logprob).filter(is_possible).collect()
+        let offers = |tokens: &mut dyn ExactSizeIterator<Item = &u32>| {
+            let mut offers = Vec::with_capacity(tokens.len());
+            let allowed = tokens.filter(|token| is_allowed(token));
+            offers.extend(allowed.map(with_logprob).filter(is_possible));
+            offers
         };
-        let listed = restriction.and_then(|row| row.allowed.as_ref());
-        let (mut tokens, mut more) = match listed {
-            None => {
-                let tokens = offers(&mut best.iter());
-                // The last one is impossible, or there is no other.
-                let ends = best.len() == self.logits.len()
-                    || best.last().is_some_and(|&last| self.logprob(last) == f64::NEG_INFINITY);
-                (tokens, !ends)
-            }
+        let mut tokens = match restriction.and_then(|row| row.allowed.as_ref()) {
+            None => offers(&mut best.iter()),
             Some(listed) => {
                 let mut tokens = offers(&mut listed.iter());
                 tokens.sort_by(|a, b| b.1.total_cmp(&a.1));
-                (tokens, false)
+                tokens
             }
         };
-        more |= tokens.len() > width;
+        let more = tokens.len() > width;
         tokens.truncate(width);
+        // A list may be far longer than what is kept of it.
+        tokens.shrink_to_fit();
         Offer { tokens, more }
     }
 }

@@ -3,6 +3,9 @@
 use crate::error::invalid;
 use crate::{Constraint, Error};
 
+/// The most groups of a prompt; each takes memory before anything is found.
+const MAX_GROUPS: usize = 1 << 16;
+
 /// What [`beam_search`](crate::beam_search) looks for.
 ///
 /// A sequence is scored by `logprob / length^alpha`: `logprob` is the sum of the log-probabilities of
@@ -38,6 +41,9 @@ pub struct Options<'a> {
     /// No end token before this many tokens were generated. Default 0.
     pub min_new_tokens: usize,
     /// No end token before prompt and generated tokens together are this many. Default 0.
+    ///
+    /// Transformers replaces it by `min_new_tokens` if both are given; so does [`Rule::Transformers`] if
+    /// that is above 0.
     pub min_length: usize,
     /// No sequence of this many tokens occurs twice, prompt included; 0 turns it off. Default 0.
     pub no_repeat_ngram: usize,
@@ -89,6 +95,10 @@ pub enum Rule {
     /// Of all candidates of a prompt, the `max(2, 1 + number of end tokens) K` best are looked at; ties:
     /// the better beam, then the lower token id. Those that end (by an end token, or because they have
     /// `max_new_tokens` tokens) are stored if they are among the first `K`; the first `K` others live on.
+    /// One beam is greedy search, whatever `early_stopping` says, as `generate` has no beams then.
+    ///
+    /// Not the same where there are fewer candidates than places: Transformers fills these with beams of
+    /// -1e9, which it stores and counts as finished, so that it may end sooner and return them.
     Transformers {
         /// When the search of a prompt whose `K` places are filled ends.
         early_stopping: EarlyStopping,
@@ -100,8 +110,8 @@ pub enum Rule {
     /// way are finished. After `max_new_tokens` the live ones count as finished. The finished ones are
     /// returned by normalised score.
     Patience {
-        /// How many sequences finish, as a multiple of `K`; rounded, at least 1 sequence. 1 is the
-        /// beam search of fairseq.
+        /// How many sequences finish, as a multiple of `K`; rounded, at least 1 sequence. 1 is first come,
+        /// first served. (fairseq does the same, but only the first `K` candidates may end there.)
         patience: f64,
     },
 }
@@ -138,7 +148,7 @@ pub enum ModelOutput {
 /// return the same.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Groups {
-    /// How many groups; divides `num_beams`. Default 1.
+    /// How many groups, at most 65,536; divides `num_beams`. Default 1.
     pub count: usize,
     /// What the choice of an earlier beam costs, at least 0. Default 0.
     pub penalty: f64,
@@ -180,6 +190,9 @@ impl Options<'_> {
         if count == 0 || !self.num_beams.is_multiple_of(count) {
             let expected = format!("a divisor of {}, the number of beams", self.num_beams);
             return Err(invalid("groups.count", expected, count));
+        }
+        if count > MAX_GROUPS {
+            return Err(invalid("groups.count", format!("at most {MAX_GROUPS}"), count));
         }
         if !(penalty.is_finite() && penalty >= 0.0) {
             return Err(invalid("groups.penalty", "a finite number, at least 0", penalty));

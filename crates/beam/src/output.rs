@@ -61,7 +61,7 @@ pub enum Stop {
     Rule,
     /// What it returns could not change any more ([`Options::exact_stop`](crate::Options::exact_stop)).
     Decided,
-    /// `max_new_tokens` were generated.
+    /// `max_new_tokens` were generated, whatever the rule says then.
     Length,
     /// No token could follow any beam.
     Exhausted,
@@ -69,9 +69,12 @@ pub enum Stop {
 
 impl Item {
     /// Whether the first sequence is proven to be the best of *all* sequences that the options allow, not
-    /// only of those that the search looked at.
+    /// only of those that the search looked at. Never, if it is one that [`Stop::Unfinished`] cut short.
     pub fn is_optimal(&self) -> bool {
-        let bound = self.report.live_bound.max(self.report.pruned_bound);
-        self.hypotheses.first().is_some_and(|best| best.score >= bound)
+        let Report { stop, live_bound, pruned_bound, .. } = self.report;
+        self.hypotheses.first().is_some_and(|best| {
+            let is_complete = best.finished || stop != Stop::Unfinished;
+            is_complete && best.score >= live_bound.max(pruned_bound)
+        })
     }
 }

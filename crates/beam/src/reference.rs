@@ -46,6 +46,9 @@ pub fn beam_search_reference(
     let mut ended: Vec<Vec<Beam>> = vec![Vec::new(); groups];
     let mut done = vec![false; groups];
     for length in 1..=options.max_new_tokens {
+        if done.iter().all(|&done| done) {
+            break;
+        }
         let mut chosen = Vec::new();
         for group in (0..groups).filter(|&group| !done[group]).collect::<Vec<_>>() {
             let mut offers = Vec::new();
@@ -170,15 +173,20 @@ fn transformers(
     stored.extend(top.into_iter().take(beams).filter(hits));
     stored.sort_by(|a, b| descending(score(a), score(b))); // Stable: what was there comes first.
     stored.truncate(beams);
-    let Some(best) = running.first() else { return true };
+    // The first of them, unless diversity has a cost.
+    let logprobs = running.iter().map(|beam| beam.logprob);
+    let Some(best) = logprobs.max_by(f64::total_cmp) else { return true };
     let worst = if stored.len() == beams { stored.last().map(score) } else { None };
     let Some(worst) = worst else { return false };
+    if options.num_beams == 1 {
+        return true; // `generate` calls `_sample` then, which ends with the first end.
+    }
     let hypothetical = match early_stopping {
         EarlyStopping::Immediate => return true,
         EarlyStopping::Never if options.alpha > 0.0 => options.max_new_tokens,
         EarlyStopping::Heuristic | EarlyStopping::Never => length,
     };
-    let best_possible = best.logprob / (hypothetical as f64).powf(options.alpha);
+    let best_possible = best / (hypothetical as f64).powf(options.alpha);
     // Its condition to go on is `best_possible > worst`.
     best_possible <= worst
 }
@@ -244,7 +252,11 @@ fn distribution(
 fn may_follow(sequence: &[u32], prompt: usize, token: u32, options: &Options<'_>) -> bool {
     let generated = &sequence[prompt..];
     let is_end = options.eos.contains(&token);
-    let too_short = generated.len() < options.min_new_tokens || sequence.len() < options.min_length;
+    let min_length = match options.rule {
+        Rule::Transformers { .. } if options.min_new_tokens > 0 => 0,
+        _ => options.min_length,
+    };
+    let too_short = generated.len() < options.min_new_tokens || sequence.len() < min_length;
     if is_end && too_short {
         return false;
     }
@@ -300,7 +312,7 @@ impl Beam {
             token_logprobs: [self.token_logprobs.as_slice(), &[logprob]].concat(),
             beam_indices: [self.beam_indices.as_slice(), &[index]].concat(),
             logprob: sum,
-            merit: sum - cost,
+            merit: (sum - cost).max(f64::MIN),
             finished: options.eos.contains(&token),
             group,
         }

@@ -1,7 +1,7 @@
 //! Which tokens a beam may not continue with, by all options together.
 
 use crate::options::check_tokens;
-use crate::{Error, Follow, Options};
+use crate::{Error, Follow, Options, Rule};
 
 /// What a beam may continue with; sorted, without repetitions.
 #[derive(Debug, Clone, Default)]
@@ -30,7 +30,7 @@ pub(crate) fn restrict(
 ) -> Result<Restriction, Error> {
     let generated = &sequence[prompt..];
     let mut forbidden = Vec::new();
-    if generated.len() < options.min_new_tokens || sequence.len() < options.min_length {
+    if is_too_short(options, generated.len(), sequence.len()) {
         forbidden.extend(options.eos);
     }
     repetitions(sequence, options.no_repeat_ngram, &mut forbidden);
@@ -59,6 +59,13 @@ pub(crate) fn restrict(
         None => None,
     };
     Ok(Restriction { forbidden, allowed })
+}
+
+/// Whether an end token may not follow so many generated tokens, `all` with the prompt.
+fn is_too_short(options: &Options<'_>, generated: usize, all: usize) -> bool {
+    let is_replaced =
+        matches!(options.rule, Rule::Transformers { .. }) && options.min_new_tokens > 0;
+    generated < options.min_new_tokens || (all < options.min_length && !is_replaced)
 }
 
 /// Adds every token that would complete a sequence of `n` tokens which is there already.

@@ -14,9 +14,9 @@ use crate::{Options, Rule};
 /// Beams that compete with each other: those of a prompt, or a diverse group of them.
 #[derive(Debug, Clone)]
 pub(crate) struct Group {
-    /// Sequences without an end, best first.
+    /// Sequences without an end, by score or log-probability less what diversity costs.
     pub(crate) live: Vec<Live>,
-    /// Sequences with an end, best first (in any order for patience).
+    /// Sequences with an end; best first by the rule of Transformers, whose stop looks at the last.
     pub(crate) finished: Vec<Finished>,
     /// Whether the rule has ended the search.
     pub(crate) done: bool,
@@ -116,12 +116,15 @@ impl Group {
             step.offers[row].tokens.iter().map(move |&(token, token_logprob)| {
                 let logprob = logprob + token_logprob;
                 let chosen = step.chosen.iter().filter(|&&other| other == token).count();
-                let merit = logprob - penalty * chosen as f64;
+                // A cost above all numbers puts it last, and does not make it impossible.
+                let merit = (logprob - penalty * chosen as f64).max(f64::MIN);
                 Candidate { beam, token, token_logprob, logprob, merit }
             })
         };
-        let mut candidates: Vec<_> = self.live.iter().enumerate().flat_map(of_beam).collect();
-        candidates.retain(|candidate| candidate.merit > f64::NEG_INFINITY);
+        let offered = self.live.iter().map(|live| step.offers[live.row].tokens.len()).sum();
+        let mut candidates = Vec::with_capacity(offered);
+        candidates.extend(self.live.iter().enumerate().flat_map(of_beam));
+        candidates.retain(|candidate| candidate.logprob > f64::NEG_INFINITY);
         candidates
     }
 

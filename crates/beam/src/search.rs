@@ -27,8 +27,15 @@ use crate::{Beams, Error, Model, Options};
 /// `(x - x_max) - ln(sum(exp(x - x_max)))`, the second term in the compute type of the logits.
 /// They are not stored: of each row, only the best `max(2, 1 + number of end tokens) K` tokens are.
 ///
-/// Memory: 24 bytes for each beam and step, 16 bytes for each token offered in a step, and what the model
-/// needs.
+/// Memory beyond the model's: 24 bytes for each beam and step; and in a step, when each of `R` live beams
+/// offers `C` tokens (2 `K` with one end token), 16 bytes for each of these `R C`, and the larger of
+///
+/// - 4 bytes and the size of a logit for each of the `R C` again, while they are found, and
+/// - 40 bytes for each of the `K C` candidates of one prompt, with [`Rule::Pool`](crate::Rule::Pool) 128, while
+///   the best are selected;
+///
+/// at most 300 bytes a live beam and 16 KiB besides, and a [`softmax_topk::Workspace`]: about `V / 8` numbers of
+/// the compute type for each thread.
 ///
 /// # Errors
 /// [`Error`] names the argument or option that does not fit, the row of logits that is no distribution,
@@ -266,12 +273,15 @@ impl State {
 
     /// Why the search is over, if it is.
     fn stop(&self, options: &Options<'_>, length: usize, history: &History) -> Stop {
-        if self.groups.iter().all(|group| group.done) {
-            let found = self.groups.iter().any(|group| !group.finished.is_empty());
-            return if found { Stop::Rule } else { Stop::Exhausted };
+        let is_done = self.groups.iter().all(|group| group.done);
+        if is_done && self.groups.iter().all(|group| group.finished.is_empty()) {
+            return Stop::Exhausted;
         }
         if length >= options.max_new_tokens {
             return Stop::Length;
+        }
+        if is_done {
+            return Stop::Rule;
         }
         if options.exact_stop && self.is_decided(options, length, history) {
             return Stop::Decided;

@@ -46,6 +46,11 @@ fn options_out_of_range() {
         let groups = Groups { count, penalty: 0.0 };
         expect(&Options { groups, ..options() }, &["`groups.count`", "divisor of 2"]);
     }
+    for count in [usize::MAX, 1 << 20] {
+        let groups = Groups { count, penalty: 0.0 };
+        let error = Options { num_beams: count, groups, ..options() };
+        expect(&error, &["`groups.count`", "at most 65536", &count.to_string()]);
+    }
     for penalty in [f64::NAN, f64::INFINITY, -0.5] {
         let groups = Groups { count: 2, penalty };
         expect(&Options { groups, ..options() }, &["`groups.penalty`"]);
@@ -200,6 +205,11 @@ fn huge_options() {
         // All tokens end a sequence, and none may before the second step.
         assert!(got.unwrap().hypotheses.is_empty());
     }
+    // The oracle, too, ends when all beams have.
+    let only_the_end = |_: &[u32]| Ok(vec![0.0, f64::NEG_INFINITY]);
+    let long = Options { max_new_tokens: usize::MAX, ..options() };
+    let got = beam_search_reference(only_the_end, 2, &[1], &long).unwrap();
+    assert_eq!(got[0].tokens, [0]);
     let error = brute_force(|_| Ok(vec![0.0; 5]), 5, &[1], &huge).unwrap_err();
     assert!(matches!(error, Error::TooManySequences { .. }), "{error:?}");
 }

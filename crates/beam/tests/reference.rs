@@ -6,7 +6,7 @@ mod common;
 
 use beam::{
     Bigram, Constraint, EarlyStopping, Follow, Groups, Hypothesis, Logit, Model, ModelOutput,
-    Options, Rule, Stop, Trie, beam_search, beam_search_reference, brute_force,
+    Options, Rule, Search, Stop, Trie, beam_search, beam_search_reference, brute_force,
 };
 use common::{Random, Table, assert_same, search_one, tokens_and_scores};
 use ndarray::Array2;
@@ -362,6 +362,123 @@ fn never_with_a_negative_alpha_looks_at_the_present_length() {
     }
 }
 
+/// In the second group, whose beams come in the order of their merits, the second live beam has the higher
+/// log-probability: it is the one that can still beat what is stored.
+#[test]
+fn the_stop_looks_at_the_best_of_the_live_beams() {
+    let rows: &[(&[u32], &[(u32, f64)])] = &[
+        (&[], &[(0, -1.0), (1, -1.2), (2, -1.5), (3, -4.0)]),
+        (&[1], &[(1, -0.1), (2, -0.2)]),
+        (&[2], &[(1, -9.0)]),
+        (&[3], &[(0, -0.1), (4, -0.5)]),
+        (&[1, 1], &[(0, -0.1)]),
+        (&[1, 2], &[(0, -0.1)]),
+        (&[3, 4], &[(4, -9.0)]),
+    ];
+    let groups = Groups { count: 2, penalty: 5.0 };
+    let mut model = Table::new(5, rows);
+    for early_stopping in [EarlyStopping::Never, EarlyStopping::Heuristic] {
+        let rule = Rule::Transformers { early_stopping };
+        let options = Options { rule, groups, ..exact(4, 0.0, 4) };
+        let got = search_one(&mut model, &[2], &options).unwrap();
+        let oracle = beam_search_reference(model.next(), 5, &[2], &options).unwrap();
+        for found in [&got.hypotheses, &oracle] {
+            let of_second: Vec<_> = found.iter().filter(|h| h.group == 1).collect();
+            assert_eq!(of_second.len(), 2, "{found:?}");
+            assert_eq!(of_second[0].tokens, [0]);
+            assert_eq!(of_second[1].tokens, [1, 1, 0]);
+            assert!((of_second[1].score + 1.4).abs() < 1e-12);
+        }
+    }
+}
+
+/// `generate` runs greedy search for one beam: the first end is the end, whatever `alpha` promises.
+#[test]
+fn one_beam_by_the_rule_of_transformers_is_greedy() {
+    let rows: &[(&[u32], &[(u32, f64)])] = &[(&[], &[(0, -0.5), (1, -1.0)]), (&[1], &[(0, 0.0)])];
+    let mut model = Table::new(3, rows);
+    for early_stopping in [EarlyStopping::Heuristic, EarlyStopping::Immediate, EarlyStopping::Never]
+    {
+        let rule = Rule::Transformers { early_stopping };
+        let options = Options { rule, exact_stop: false, ..exact(1, 2.0, 4) };
+        let got = search_one(&mut model, &[2], &options).unwrap();
+        let oracle = beam_search_reference(model.next(), 3, &[2], &options).unwrap();
+        assert_eq!(tokens_and_scores(&got), [(vec![0], -0.5)], "{early_stopping:?}");
+        assert_eq!(oracle[0].tokens, [0], "{early_stopping:?}");
+    }
+}
+
+/// As in `generate`, `min_new_tokens` takes the place of `min_length`; by the other rules both hold.
+#[test]
+fn least_lengths() {
+    let mut table = Array2::from_elem((3, 3), -9.0);
+    table.column_mut(0).fill(0.0);
+    let length = |rule, min_new_tokens| {
+        let options = Options {
+            num_beams: 2,
+            eos: &[0],
+            alpha: 0.0,
+            rule,
+            min_new_tokens,
+            min_length: 9,
+            ..Options::default()
+        };
+        let got = search_one(&mut Bigram::new(table.clone()).unwrap(), &[1], &options).unwrap();
+        let next = |sequence: &[u32]| Ok(table.row(*sequence.last().unwrap() as usize).to_vec());
+        let oracle = beam_search_reference(next, 3, &[1], &options).unwrap();
+        let tokens = &got.hypotheses[0].tokens;
+        assert_eq!((tokens.last(), tokens), (Some(&0), &oracle[0].tokens), "{rule:?}");
+        tokens.len()
+    };
+    for rule in RULES {
+        // Nine tokens with the prompt, then the end.
+        assert_eq!(length(rule, 0), 9, "{rule:?}");
+        let is_replaced = matches!(rule, Rule::Transformers { .. });
+        assert_eq!(length(rule, 2), if is_replaced { 3 } else { 9 }, "{rule:?}");
+    }
+}
+
+#[test]
+fn the_greatest_length_is_reported_by_every_rule() {
+    for rule in RULES {
+        let options = Options { num_beams: 3, max_new_tokens: 4, rule, ..Options::default() };
+        let got = search_one(&mut Random::<f64>::new(5, 1), &[1], &options).unwrap();
+        assert_eq!((got.report.steps, got.report.stop), (4, Stop::Length), "{rule:?}");
+    }
+}
+
+/// With `alpha` -1 a sequence only gets worse as it goes on, so that the unfinished one scores above the
+/// bound of its own continuations.
+#[test]
+fn an_unfinished_sequence_is_not_the_optimum() {
+    let model = &mut Table::new(3, &[(&[], &[(1, -0.1), (2, -3.0), (0, -4.0)])]);
+    let options = exact(2, -1.0, 5);
+    let mut search = Search::new(&[[1]], 3, &options).unwrap();
+    search.step(model).unwrap();
+    let item = search.finish().items.remove(0);
+    assert_eq!((&item.hypotheses[0].tokens[..], item.report.stop), (&[1][..], Stop::Unfinished));
+    assert!(!item.is_optimal(), "{item:?}");
+}
+
+/// What a restriction takes from another prompt leaves the bounds alone.
+#[test]
+fn bounds_do_not_depend_on_the_batch() {
+    let mut table = Array2::zeros((3, 3));
+    table[[0, 2]] = f64::NEG_INFINITY;
+    let words = [vec![2, 1]];
+    let options = Options {
+        num_beams: 1,
+        eos: &[0],
+        bad_words: &words,
+        rule: Rule::Transformers { early_stopping: EarlyStopping::Immediate },
+        ..Options::default()
+    };
+    let mut model = Bigram::new(table).unwrap();
+    let alone = search_one(&mut model, &[0], &options).unwrap();
+    let together = beam_search(&mut model, &[[0], [2]], &options).unwrap();
+    assert_eq!(alone, together.items[0]);
+}
+
 /// The second step drops -6 and -7 for two ends and two beams.
 #[test]
 fn the_best_that_was_dropped_is_the_bound() {
@@ -493,6 +610,27 @@ fn groups_differ() {
     assert_eq!(tokens_and_scores(&different), [(vec![1, 0], -0.5), (vec![2, 0], -1.0)]);
     assert_eq!(different.hypotheses[1].group, 1);
     assert_eq!(different.hypotheses[1].logprob, -1.0, "the penalty is not part of it");
+}
+
+/// Two beams that chose a token cost more than any number: the token comes last, and is not lost.
+#[test]
+fn a_penalty_may_overflow() {
+    let rows: &[(&[u32], &[(u32, f64)])] =
+        &[(&[], &[(1, -1.0), (2, -1.25)]), (&[1], &[(3, -0.5)]), (&[2], &[(3, -0.5)])];
+    let groups = Groups { count: 2, penalty: f64::MAX };
+    for rule in RULES {
+        let options = Options { groups, rule, ..exact(4, 0.0, 2) };
+        let mut model = Table::new(4, rows);
+        let got = search_one(&mut model, &[3], &options).unwrap();
+        let oracle = beam_search_reference(model.next(), 4, &[3], &options).unwrap();
+        for found in [&got.hypotheses, &oracle] {
+            let all: Vec<_> = found.iter().map(|h| (&h.tokens[..], h.score, h.group)).collect();
+            let (first, second): (&[u32], &[u32]) = (&[1, 3], &[2, 3]);
+            let wanted = [(first, -1.5), (first, -1.5), (second, -1.75), (second, -1.75)];
+            assert_eq!(all.iter().map(|h| (h.0, h.1)).collect::<Vec<_>>(), wanted, "{rule:?}");
+            assert_eq!(all.iter().filter(|h| h.2 == 1).count(), 2, "{rule:?}");
+        }
+    }
 }
 
 /// What the model is told fits together: parents in range, in order, one row for each.

@@ -34,7 +34,9 @@ pub(super) fn select(
             kept.push(Live { node, logprob, row: group.live[beam].row });
         }
     }
-    group.done = kept.is_empty() || is_done(group, step, kept[0].logprob, early_stopping);
+    // Merits order them, so the first need not have the highest log-probability.
+    let best_live = kept.iter().map(|live| live.logprob).reduce(f64::max);
+    group.done = best_live.is_none_or(|best| is_done(group, step, best, early_stopping));
     (kept, step.reachable(dropped))
 }
 
@@ -50,6 +52,8 @@ fn is_done(group: &Group, step: &Step<'_>, best_live: f64, early_stopping: Early
     let Some(worst) = group.finished.get(step.beams - 1) else { return false };
     let options = step.options;
     let length = match early_stopping {
+        // One beam is greedy search there.
+        _ if options.num_beams == 1 => return true,
         EarlyStopping::Immediate => return true,
         EarlyStopping::Never if options.alpha > 0.0 => options.max_new_tokens,
         EarlyStopping::Never | EarlyStopping::Heuristic => step.length,
