@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use ndarray::{ArrayView1, ArrayView2, Axis};
 use softmax_topk::{Logit, Options, softmax_topk};
-use tensor_utils::Element;
+use tensor_utils::{Element, check_shape};
 
 use crate::error::invalid;
 use crate::{Error, MAX_NODES, TokenTree};
@@ -28,8 +28,10 @@ impl ScoredTree {
     /// The first `nodes` nodes, which are the best tree of that size.
     ///
     /// # Errors
-    /// None that a checked tree can cause.
+    /// [`Error::Shape`] unless there are as many log-probabilities as nodes.
     pub fn prefix(&self, nodes: usize) -> Result<Self, Error> {
+        let got = self.log_probabilities.len();
+        check_shape("log_probabilities", &[got], &[self.tree.len()])?;
         let nodes = nodes.min(self.tree.len());
         let tree = TokenTree::new(&self.tree.tokens()[..nodes], &self.tree.parents()[..nodes])?;
         Ok(Self { tree, log_probabilities: self.log_probabilities[..nodes].to_vec() })
@@ -50,7 +52,8 @@ impl ScoredTree {
 /// `budget` nodes has a larger [`expected_tokens`](ScoredTree::expected_tokens): DDTree
 /// ([arXiv:2604.12989](https://arxiv.org/abs/2604.12989)), and `docs/derivation.md`, section 5. The
 /// tree is smaller than the budget if there are no more tokens with a probability. Ties: what came
-/// first into the queue, so lower ids and shallower nodes.
+/// first into the queue. When a node is chosen, its next sibling comes into the queue and then its
+/// first child; so of equal siblings the lower id is first.
 ///
 /// # Errors
 /// [`Error::TooManyNodes`] for a budget above [`MAX_NODES`], [`Error::Option`] for NaN and
@@ -77,7 +80,7 @@ pub fn best_first<T: Element>(
         .map(|row| most_likely(row, budget).into())
         .collect();
     let none: Rc<[Candidate]> = Rc::new([]);
-    grow(budget, |path| Ok(positions.get(path.len()).unwrap_or(&none).clone()))
+    grow(budget, |growth, row| Ok(positions.get(growth.depths[row]).unwrap_or(&none).clone()))
 }
 
 /// [`best_first`] from the logits of each position, `[L, V]`: log-softmax and the best `budget`
@@ -91,7 +94,7 @@ pub fn best_first_logits<T: Logit>(
 ) -> Result<ScoredTree, Error> {
     let used = logits.slice_axis(Axis(0), (0..logits.nrows().min(budget)).into());
     if used.is_empty() {
-        return grow(0, |_| Ok(Rc::new([])));
+        return grow(0, |_, _| Ok(Rc::new([])));
     }
     let options = Options { log: true, ..Options::default() };
     let top = softmax_topk(used, budget.min(used.ncols()), &options)?;
@@ -107,7 +110,7 @@ pub fn best_first_logits<T: Logit>(
         })
         .collect();
     let none: Rc<[Candidate]> = Rc::new([]);
-    grow(budget, |path| Ok(positions.get(path.len()).unwrap_or(&none).clone()))
+    grow(budget, |growth, row| Ok(positions.get(growth.depths[row]).unwrap_or(&none).clone()))
 }
 
 /// The same for drafts that depend on the path: `candidates` gives the tokens that may follow the
@@ -121,8 +124,8 @@ pub fn best_first_by(
     budget: usize,
     mut candidates: impl FnMut(&[u32]) -> Result<Vec<Candidate>, Error>,
 ) -> Result<ScoredTree, Error> {
-    grow(budget, |path| {
-        let mut list = candidates(path)?;
+    grow(budget, |growth, row| {
+        let mut list = candidates(&growth.path(row))?;
         list.sort_by(descending);
         Ok(list.into())
     })
@@ -164,6 +167,8 @@ impl Eq for Entry {}
 struct Growth {
     tokens: Vec<u32>,
     parents: Vec<i64>,
+    /// For each row: tokens from the last prompt token to its context.
+    depths: Vec<usize>,
     log_probabilities: Vec<f64>,
     /// For each row: its candidates, descending.
     lists: Vec<Rc<[Candidate]>>,
@@ -186,19 +191,32 @@ impl Growth {
         }
         Ok(())
     }
+
+    /// The tokens before the context of `row`.
+    fn path(&self, row: usize) -> Vec<u32> {
+        let mut path = Vec::with_capacity(self.depths[row]);
+        let mut at = row;
+        while let Some(node) = at.checked_sub(1) {
+            path.push(self.tokens[node]);
+            at = (self.parents[node] + 1) as usize;
+        }
+        path.reverse();
+        path
+    }
 }
 
+/// Chooses nodes; `list_after` gives the candidates after a row, descending.
 fn grow(
     budget: usize,
-    mut list_after: impl FnMut(&[u32]) -> Result<Rc<[Candidate]>, Error>,
+    mut list_after: impl FnMut(&Growth, usize) -> Result<Rc<[Candidate]>, Error>,
 ) -> Result<ScoredTree, Error> {
     if budget > MAX_NODES {
         return Err(Error::TooManyNodes { limit: MAX_NODES, got: budget });
     }
-    let mut growth = Growth::default();
-    let mut paths: Vec<Vec<u32>> = vec![Vec::new()];
+    let mut growth = Growth { depths: vec![0], ..Growth::default() };
     if budget > 0 {
-        growth.lists.push(list_after(&[])?);
+        let list = list_after(&growth, 0)?;
+        growth.lists.push(list);
         growth.offer(0, 0)?;
     }
     while growth.tokens.len() < budget
@@ -207,16 +225,16 @@ fn grow(
         let token = growth.lists[row][rank].0;
         growth.tokens.push(token);
         growth.parents.push(row as i64 - 1);
+        growth.depths.push(growth.depths[row] + 1);
         growth.log_probabilities.push(log_probability);
-        let mut path = paths[row].clone();
-        path.push(token);
         // The last node needs no successors.
         if growth.tokens.len() < budget {
             growth.offer(row, rank + 1)?;
-            growth.lists.push(list_after(&path)?);
-            growth.offer(growth.tokens.len(), 0)?;
+            let newest = growth.tokens.len();
+            let list = list_after(&growth, newest)?;
+            growth.lists.push(list);
+            growth.offer(newest, 0)?;
         }
-        paths.push(path);
     }
     let Growth { tokens, parents, log_probabilities, .. } = growth;
     Ok(ScoredTree { tree: TokenTree::new(&tokens, &parents)?, log_probabilities })

@@ -11,7 +11,8 @@ pub trait Choices {
     /// `true` with probability `p`; always for `p >= 1`, never for `p <= 0`.
     fn accept(&mut self, p: f64) -> bool;
 
-    /// An index, each as likely as its weight says. The weights are not negative and not all 0.
+    /// An index, each as likely as its weight says. The weights are not negative; 0 if all of them are,
+    /// or if there is none.
     fn pick(&mut self, weights: &[f64]) -> usize;
 }
 

@@ -1,5 +1,7 @@
 //! The loop: draft, verify in one pass, accept, compact the cache, go on.
 
+use std::time::Instant;
+
 use kvcache::{Cache, Rows, SeqId};
 use ndarray::{Array2, ArrayView2, Axis};
 use rand::SeedableRng;
@@ -55,8 +57,12 @@ struct Sequence {
 /// A step allocates the logits, `4 V` bytes a row with a row for each node and each sequence, at most 300
 /// bytes a row besides, and what model and drafter do; nothing in proportion to the cache.
 ///
+/// Nodes that are deeper than what may still be generated are not verified. So with a prompt of `P` tokens a
+/// sequence needs room in the cache for at most `P + max_new_tokens + budget - 2` rows, and for
+/// `P + max_new_tokens - 1`, as in plain decoding, if the trees are chains or the budget is 0.
+///
 /// With quantised storage, [`kvcache::Config::residual`] must be above the depth of the trees: rows
-/// within it are read in full precision from the tree as in plain decoding.
+/// within it are read in full precision from the tree as in plain decoding. Without drafts, it may be 0.
 #[derive(Debug)]
 pub struct Decoder<'a, M> {
     model: &'a mut M,
@@ -129,8 +135,8 @@ impl<'a, M: Target> Decoder<'a, M> {
     ///
     /// # Errors
     /// [`Error::Callback`] from drafter and model, [`Error::Option`] for a tree above the budget or too
-    /// deep for a quantised cache, [`Error::Token`], [`Error::Nan`], [`Error::NotALaw`],
-    /// [`Error::Cache`]. Cache and sequences are then as before the step, but for random numbers that
+    /// deep for a quantised cache, [`Error::Token`], [`Error::Sequence`] for logits from which no token can
+    /// be chosen, [`Error::Cache`]. Cache and sequences are then as before the step, but for random numbers that
     /// were drawn.
     pub fn step(&mut self, drafter: &mut impl Drafter) -> Result<bool, Error> {
         let proposals = self.proposals(drafter)?;
@@ -159,28 +165,12 @@ impl<'a, M: Target> Decoder<'a, M> {
             if sequence.generation.finish.is_some() {
                 continue;
             }
-            let budget = self.options.budget;
-            let draft = match budget {
-                0 => Draft::Tree(TokenTree::empty()),
-                budget => drafter
-                    .draft(index, &sequence.text, budget)
-                    .map_err(|source| Error::Callback { who: "drafter", source })?,
-            };
-            let draft = match (draft, self.options.cost) {
-                (Draft::Scored(scored), Some(curve)) => {
-                    let nodes = choose_budget(&scored, curve, 0.0)?.nodes;
-                    Draft::Scored(scored.prefix(nodes)?)
-                }
-                (draft, _) => draft,
-            };
+            let draft = self.draft(drafter, index, sequence)?;
             let tree = draft.tree();
-            if tree.len() > budget {
-                return Err(invalid("draft", format!("at most {budget} nodes"), tree.len()));
-            }
-            check_tokens("draft", tree.tokens(), self.model.vocabulary())?;
             let config = self.cache.config();
             let quantised = config.keys.is_quantised() || config.values.is_quantised();
-            if quantised && tree.max_depth() >= config.residual {
+            // Without nodes nothing is moved.
+            if quantised && !tree.is_empty() && tree.max_depth() >= config.residual {
                 let expected = format!("above {}, the depth of the tree", tree.max_depth());
                 return Err(invalid("residual", expected, config.residual));
             }
@@ -189,6 +179,37 @@ impl<'a, M: Target> Decoder<'a, M> {
             proposals.push(Proposal { index, base, draft, parents });
         }
         Ok(proposals)
+    }
+
+    /// What is to be verified: nothing for the last token, and no node too deep to be kept.
+    fn draft(
+        &self,
+        drafter: &mut impl Drafter,
+        index: usize,
+        sequence: &Sequence,
+    ) -> Result<Draft, Error> {
+        let DecodeOptions { budget, max_new_tokens, cost, .. } = self.options;
+        let deepest = max_new_tokens - sequence.generation.tokens.len() - 1;
+        if budget == 0 || deepest == 0 {
+            return Ok(Draft::Tree(TokenTree::empty()));
+        }
+        let start = Instant::now();
+        let draft = drafter
+            .draft(index, &sequence.text, budget)
+            .map_err(|source| Error::Callback { who: "drafter", source })?;
+        let seconds = start.elapsed().as_secs_f64();
+        let tree = draft.tree();
+        if tree.len() > budget {
+            return Err(invalid("draft", format!("at most {budget} nodes"), tree.len()));
+        }
+        check_tokens("draft", tree.tokens(), self.model.vocabulary())?;
+        match (draft.up_to(deepest)?, cost) {
+            (Draft::Scored(scored), Some(curve)) => {
+                let nodes = choose_budget(&scored, curve, seconds)?.nodes;
+                Ok(Draft::Scored(scored.prefix(nodes)?))
+            }
+            (draft, _) => Ok(draft),
+        }
     }
 
     /// Runs the pass and accepts; appends to the cache, changes nothing else but random numbers.
@@ -214,7 +235,8 @@ impl<'a, M: Target> Decoder<'a, M> {
             first = rows.end;
             let own = logits.slice_axis(Axis(0), rows.into());
             let random = &mut self.sequences[*index].random;
-            let mut path = accept(draft, own, &self.options.decoding, random)?;
+            let mut path = accept(draft, own, &self.options.decoding, random)
+                .map_err(|source| Error::Sequence { sequence: *index, source: Box::new(source) })?;
             let generated = self.sequences[*index].generation.tokens.len();
             let limit = self.options.max_new_tokens - generated;
             let ended = path.truncate(self.options.eos, limit);

@@ -8,7 +8,7 @@ pub use model::{ModelDrafter, ModelDrafts};
 pub use prompt_lookup::PromptLookup;
 pub use scripted::{NoDraft, Scripted};
 
-use crate::{BoxError, DrawnTree, ScoredTree, TokenTree};
+use crate::{BoxError, DrawnTree, Error, ScoredTree, TokenTree};
 
 /// A proposal.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +30,22 @@ impl Draft {
             Self::Scored(scored) => &scored.tree,
             Self::Drawn(drawn) => drawn.tree(),
         }
+    }
+
+    /// The nodes of at most this depth. Of a drawn tree too: what was drawn does not decide what goes.
+    pub(crate) fn up_to(self, depth: usize) -> Result<Self, Error> {
+        if self.tree().max_depth() <= depth {
+            return Ok(self);
+        }
+        Ok(match self {
+            Self::Tree(tree) => Self::Tree(tree.up_to(depth)?.0),
+            Self::Scored(ScoredTree { tree, log_probabilities }) => {
+                let (tree, kept) = tree.up_to(depth)?;
+                let kept = kept.iter().filter_map(|&node| log_probabilities.get(node).copied());
+                Self::Scored(ScoredTree { tree, log_probabilities: kept.collect() })
+            }
+            Self::Drawn(drawn) => Self::Drawn(drawn.up_to(depth)?),
+        })
     }
 }
 

@@ -128,6 +128,16 @@ impl DrawnTree {
         Ok(Self { tree, siblings, laws, draws })
     }
 
+    /// The nodes of at most this depth: of each row either all draws stay or none.
+    pub(crate) fn up_to(&self, depth: usize) -> Result<Self, Error> {
+        let (tree, kept) = self.tree.up_to(depth)?;
+        let rows = || std::iter::once(0).chain(kept.iter().map(|&node| TokenTree::row_of(node)));
+        let place = |node: &usize| kept.binary_search(node).ok();
+        let draws = rows().map(|row| self.draws[row].iter().filter_map(place).collect()).collect();
+        let laws = rows().map(|row| self.laws[row].clone()).collect();
+        Ok(Self { tree, siblings: self.siblings, laws, draws })
+    }
+
     /// The tree.
     pub fn tree(&self) -> &TokenTree {
         &self.tree

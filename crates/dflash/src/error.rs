@@ -98,6 +98,14 @@ pub enum Error {
     /// What the selection of the likeliest tokens reported.
     #[error(transparent)]
     TopK(#[from] softmax_topk::Error),
+    /// What was wrong with one sequence of a batch; rows in it are those of its own tree.
+    #[error("sequence {sequence}: {source}")]
+    Sequence {
+        /// The number of the sequence.
+        sequence: usize,
+        /// What was wrong.
+        source: Box<Self>,
+    },
     /// What the model or the drafter reported.
     #[error("the {who} failed: {source}")]
     Callback {

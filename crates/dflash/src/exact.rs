@@ -79,7 +79,11 @@ impl Choices for Branch {
         }
         let chosen = self.taken[self.at].chosen;
         self.at += 1;
-        self.probability *= weights[chosen] / weights.iter().sum::<f64>();
+        let sum: f64 = weights.iter().sum();
+        // Without weights there is one way.
+        if sum > 0.0 {
+            self.probability *= weights.get(chosen).copied().unwrap_or(0.0) / sum;
+        }
         chosen
     }
 }

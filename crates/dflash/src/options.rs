@@ -80,7 +80,8 @@ pub struct DecodeOptions<'a> {
     /// Nodes of a tree, at most; 0 is plain decoding. Default 16: on a CPU, passes become dearer soon.
     pub budget: usize,
     /// The measured cost of a pass. With it, of a tree with scores ([`Draft::Scored`](crate::Draft))
-    /// only the part that is worth its cost is verified. Default: all of it.
+    /// only the part that is worth its cost is verified, where the time that its drafting took counts
+    /// too ([`choose_budget`](crate::choose_budget)). Default: all of it.
     pub cost: Option<&'a CostCurve>,
 }
 

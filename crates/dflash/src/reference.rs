@@ -69,8 +69,11 @@ pub fn accept_greedy_reference(
 
 /// The dense mask by its definition: `[prompt + N, prompt + N]`, `true` where row `i` sees column
 /// `j`. Parents that are not earlier nodes count as -1.
+///
+/// # Panics
+/// If there is no memory for it, where [`build_tree_mask`](crate::build_tree_mask) gives an error.
 pub fn tree_mask_reference(parents: &[i64], prompt: usize) -> Array2<bool> {
-    let size = prompt + parents.len();
+    let size = prompt.saturating_add(parents.len());
     Array2::from_shape_fn((size, size), |(i, j)| {
         if i < prompt || j < prompt {
             return j <= i;

@@ -125,6 +125,19 @@ impl TokenTree {
         }
     }
 
+    /// The nodes of at most this depth, and which ones they were.
+    pub(crate) fn up_to(&self, depth: usize) -> Result<(Self, Vec<usize>), Error> {
+        let kept: Vec<_> = (0..self.len()).filter(|&node| self.depths[node] <= depth).collect();
+        // Parents are less deep than their children, so they are kept with them.
+        let place = |parent: i64| match usize::try_from(parent) {
+            Ok(parent) => kept.partition_point(|&node| node < parent) as i64,
+            Err(_) => -1,
+        };
+        let tokens: Vec<_> = kept.iter().map(|&node| self.tokens[node]).collect();
+        let parents: Vec<_> = kept.iter().map(|&node| place(self.parents[node])).collect();
+        Ok((Self::new(&tokens, &parents)?, kept))
+    }
+
     fn check_siblings(&self) -> Result<(), Error> {
         let mut siblings = Vec::new();
         for row in 0..=self.len() {
@@ -157,9 +170,9 @@ impl TokenTree {
         1 + self.len()
     }
 
-    /// The row that follows `node`.
+    /// The row that follows `node`; for `usize::MAX` itself, as no tree has so many.
     pub fn row_of(node: usize) -> usize {
-        node + 1
+        node.saturating_add(1)
     }
 
     /// The tokens of the nodes.

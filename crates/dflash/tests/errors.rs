@@ -4,9 +4,10 @@
 
 use dflash::formats::{eagle, sglang};
 use dflash::{
-    CostCurve, DrawnTree, Error, Law, MAX_NODES, Random, Sampling, ScoredTree, Siblings, TokenTree,
-    accept_drawn_by, accept_greedy, accept_greedy_batch, accept_greedy_reference, accept_matching,
-    accept_matching_by, argmax, best_first, best_first_by, build_tree_mask, choose_budget,
+    Accepted, CostCurve, DrawnTree, Error, Law, MAX_NODES, Random, Sampling, ScoredTree, Siblings,
+    TokenTree, accept_drawn_by, accept_greedy, accept_greedy_batch, accept_greedy_reference,
+    accept_matching, accept_matching_by, argmax, best_first, best_first_by, build_tree_mask,
+    choose_budget,
 };
 use ndarray::{Array1, Array2, array};
 use rand::SeedableRng;
@@ -41,6 +42,9 @@ fn malformed_trees() {
     names(accept_greedy_reference(&[1], &[3], Array2::zeros((2, 2)).view()), &["`parents[0]`"]);
     names(build_tree_mask(&TokenTree::chain(&[1]).unwrap(), usize::MAX), &["tree mask"]);
     names(build_tree_mask(&TokenTree::empty(), 1 << 40), &["tree mask"]);
+    // No tree has so many rows.
+    assert_eq!(TokenTree::row_of(usize::MAX), usize::MAX);
+    assert!(TokenTree::empty().children(TokenTree::row_of(usize::MAX)).is_empty());
 }
 
 #[test]
@@ -144,6 +148,9 @@ fn budgets_and_scores_out_of_range() {
     }
     names(CostCurve::measure(&[1], 0, |_| Err(fails())), &["drafter failed"]);
     let curve = CostCurve::new(&[(1, 1.0)]).unwrap();
+    let short =
+        ScoredTree { tree: TokenTree::chain(&[1, 2]).unwrap(), log_probabilities: vec![-0.5] };
+    names(short.prefix(2), &["`log_probabilities`", "[1]", "[2]"]);
     let scored = ScoredTree { tree: TokenTree::empty(), log_probabilities: Vec::new() };
     for seconds in [-1.0, f64::NAN, f64::INFINITY] {
         names(choose_budget(&scored, &curve, seconds), &["`draft_seconds`"]);
@@ -178,6 +185,12 @@ fn arrays_that_are_no_trees() {
         retrieve_next_sibling: empty(),
     };
     names(bad.to_trees(), &["`candidates`", "number of nodes"]);
+    let none_accepted = || Accepted { nodes: Vec::new(), tokens: vec![1] };
+    names(bad.outcome(&[none_accepted()], 1), &["`candidates`", "number of nodes"]);
+    let chain = trees(array![[1, 2, -1]], none());
+    names(chain.outcome(&[none_accepted()], usize::MAX), &["accept_index"]);
+    let far = Accepted { nodes: vec![usize::MAX], tokens: vec![1, 2] };
+    names(chain.outcome(&[far], 3), &["`accepted`", "2 nodes"]);
     let sizes = [TokenTree::empty(), TokenTree::chain(&[1]).unwrap()];
     names(sglang::Trees::from_trees(&[1, 2], &sizes), &["`trees`"]);
     names(sglang::Trees::from_trees(&[1], &sizes), &["`roots`"]);
@@ -203,6 +216,6 @@ fn arrays_that_are_no_trees() {
     names(paths(&[7, 1, 2], array![[0, 1, -1]]), &["node 2 has no parent"]);
     let tree = TokenTree::chain(&[1]).unwrap();
     let buffers = eagle::Buffers::from_tree(7, &tree, eagle::PathOrder::Leaf);
-    let accepted = dflash::Accepted { nodes: vec![3], tokens: vec![1, 2] };
+    let accepted = Accepted { nodes: vec![3], tokens: vec![1, 2] };
     names(buffers.outcome(&accepted), &["`accepted`"]);
 }

@@ -456,6 +456,98 @@ fn drawn_trees_go_through_speculative_sampling() {
     }
 }
 
+/// Not even random drafts depend on the other sequences.
+#[test]
+fn a_sequence_alone_is_what_it_is_in_a_batch() {
+    let sampling = Sampling::default();
+    let decoding = Decoding::Sampled { sampling, seed: 1 };
+    let (widths, siblings) = (vec![2, 1, 1], Siblings::Distinct);
+    let drafts = ModelDrafts::Drawn { widths, siblings, sampling, seed: 2 };
+    let generations =
+        |prompts: &[&[u32]]| run(&mut small_drafter(5, 1, drafts.clone()), decoding, 16, prompts);
+    let together = generations(&[&[1, 2, 3], &[9], &[30, 31]]);
+    assert!(together[0].accepted > 10, "{together:?}");
+    assert_eq!(generations(&[&[1, 2, 3]]), together[..1]);
+}
+
+/// What can no more be kept is not verified: a cache that is enough for plain decoding is enough, and the
+/// last token has no draft.
+#[test]
+fn drafts_end_with_the_text() {
+    let prompt: Vec<u32> = (0..40).map(|i| i % 4).collect();
+    let mut model = Transformer::new(SIZES, 21);
+    let layout = Layout::Contiguous { sequences: 1, capacity: 64 };
+    let mut generated = |drafter: &mut dyn Drafter| {
+        let mut cache = cache_with(Storage::F32, 16, layout);
+        let options = DecodeOptions { max_new_tokens: 24, ..DecodeOptions::default() };
+        let mut drafter = drafter;
+        generate(&mut model, &mut cache, &mut drafter, &[&prompt], options).unwrap().remove(0)
+    };
+    let plain = generated(&mut NoDraft);
+    assert_eq!(plain.cycles, 24);
+    let lookup = generated(&mut PromptLookup::default());
+    assert_eq!(lookup.tokens, plain.tokens);
+
+    let wrong = |_: usize, text: &[u32], budget: usize| -> Result<Draft, BoxError> {
+        assert!(text.len() < 63, "asked for the last token");
+        Ok(Draft::Tree(TokenTree::chain(&vec![(plain.tokens[text.len() - 40] + 1) % 61; budget])?))
+    };
+    let in_vain = generated(&mut Scripted(wrong));
+    assert_eq!((&in_vain.tokens, in_vain.cycles), (&plain.tokens, 24));
+    // Sixteen nodes a cycle, then 15 with 16 tokens left, and so on.
+    assert_eq!(in_vain.drafted, 16 * 8 + (0..16).sum::<usize>());
+}
+
+/// Trees of all kinds lose what is too deep, and the rest stays as it is.
+#[test]
+fn drafts_of_every_kind_are_pruned() {
+    let law = |path: &[u32]| -> Result<Law, Error> {
+        Law::from_probabilities(if path.len() < 2 { &[0.5, 0.5] } else { &[0.25, 0.75] })
+    };
+    for siblings in [Siblings::Distinct, Siblings::Independent] {
+        let mut random = Random(ChaCha8Rng::seed_from_u64(4));
+        let drawn = DrawnTree::draw(&[2, 2, 2], siblings, 99, law, &mut random).unwrap();
+        let scored = best_first_by(14, |path| {
+            Ok(if path.len() < 3 { vec![(0, -0.5), (1, -1.0)] } else { Vec::new() })
+        })
+        .unwrap();
+        let decoding = Decoding::Sampled { sampling: Sampling::default(), seed: 3 };
+        for draft in [Draft::Tree(drawn.tree().clone()), Draft::Scored(scored), Draft::Drawn(drawn)]
+        {
+            let shallow = draft.tree().depths().iter().filter(|&&depth| depth <= 2).count();
+            assert!(shallow < draft.tree().len());
+            let mut model = Transformer::new(SIZES, 21);
+            let mut cache = cache();
+            let options = DecodeOptions { decoding, max_new_tokens: 3, ..DecodeOptions::default() };
+            let mut decoder = Decoder::new(&mut model, &mut cache, options).unwrap();
+            decoder.add(&[1]).unwrap();
+            let same = |_: usize, _: &[u32], _: usize| Ok(draft.clone());
+            decoder.step(&mut Scripted(same)).unwrap();
+            assert_eq!(decoder.generation(0).unwrap().drafted, shallow, "{draft:?}");
+        }
+    }
+}
+
+/// Nothing is moved in plain decoding, so a cache may be quantised to the last row.
+#[test]
+fn plain_decoding_needs_no_residual() {
+    let small = || {
+        let config = SIZES.cache().stored_as(Storage::Int8);
+        let layout = Layout::Paged { pages: 400 };
+        let config = kvcache::Config { page_size: 16, residual: 0, ..config.with_layout(layout) };
+        Cache::new(&config).unwrap()
+    };
+    let mut model = Transformer::new(SIZES, 21);
+    let (truth, _, _) = plain(&mut model, small(), &[1, 2, 3], 60);
+    let options = DecodeOptions { max_new_tokens: 60, ..DecodeOptions::default() };
+    let got = generate(&mut model, &mut small(), &mut NoDraft, &[&[1, 2, 3]], options.clone());
+    assert_eq!(got.unwrap()[0].tokens, truth[3..]);
+    let mut one =
+        Scripted(|_: usize, _: &[u32], _: usize| Ok(Draft::Tree(TokenTree::chain(&[1])?)));
+    let error = generate(&mut model, &mut small(), &mut one, &[&[1, 2, 3]], options).unwrap_err();
+    assert!(error.to_string().contains("`residual` is 0, expected above 1"), "{error}");
+}
+
 #[test]
 fn prompt_lookup_finds_what_followed() {
     let draft = |lookup: &PromptLookup, text: &[u32], budget| {
@@ -478,6 +570,9 @@ fn prompt_lookup_finds_what_followed() {
     assert_eq!(draft(&short, &text, 9), (vec![7, 9, 8], vec![-1, 0, 0]));
     // A run continues itself.
     assert_eq!(draft(&default, &[4, 4, 4, 4], 9).0, [4, 4, 4]);
+    let any = PromptLookup { longest_match: usize::MAX, ..default.clone() };
+    let whole = PromptLookup { longest_match: text.len(), ..default.clone() };
+    assert_eq!(draft(&any, &text, 9), draft(&whole, &text, 9));
     for lookup in [
         PromptLookup { longest_match: 0, ..default.clone() },
         PromptLookup { shortest_match: 9, ..default.clone() },
@@ -497,18 +592,30 @@ fn cost_curves_limit_trees() {
     let scored = |_: usize, _: &[u32], budget: usize| -> Result<Draft, BoxError> {
         Ok(Draft::Scored(best_first_by(budget, |_| Ok(vec![(1, -0.1), (2, -2.5)]))?))
     };
-    let drafted = |cost: Option<&CostCurve>| {
+    let drafted = |drafter: &mut dyn Drafter, cost: Option<&CostCurve>| {
+        let mut drafter = drafter;
+        let drafter = &mut drafter;
         let mut model = Transformer::new(SIZES, 21);
         let mut cache = cache();
-        let options = DecodeOptions { max_new_tokens: 1, budget: 16, cost, ..Default::default() };
-        generate(&mut model, &mut cache, &mut Scripted(scored), &[&[1]], options).unwrap()[0]
-            .drafted
+        let options = DecodeOptions { budget: 16, cost, ..Default::default() };
+        let mut decoder = Decoder::new(&mut model, &mut cache, options).unwrap();
+        decoder.add(&[1]).unwrap();
+        decoder.step(drafter).unwrap();
+        decoder.generation(0).unwrap().drafted
     };
-    assert_eq!(drafted(None), 16);
+    let quick = &mut Scripted(scored);
+    assert_eq!(drafted(quick, None), 16);
     let dear = CostCurve::new(&[(1, 1.0), (2, 2.0)]).unwrap();
-    assert_eq!(drafted(Some(&dear)), 0);
+    assert_eq!(drafted(quick, Some(&dear)), 0);
     let step = CostCurve::new(&[(1, 1.0), (5, 1.0), (6, 9.0)]).unwrap();
-    assert_eq!(drafted(Some(&step)), 4);
+    assert_eq!(drafted(quick, Some(&step)), 4);
+    // A node that is not worth doubling the pass is worth it if most of the time goes into the draft.
+    let slow = &mut Scripted(|sequence: usize, text: &[u32], budget: usize| {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        scored(sequence, text, budget)
+    });
+    let fast_pass = CostCurve::new(&[(1, 1e-4), (2, 2e-4)]).unwrap();
+    assert!(drafted(slow, Some(&fast_pass)) > 0);
 }
 
 /// Fails in a chosen way at a chosen pass.
@@ -550,7 +657,9 @@ impl Target for Faulty {
             Some(Fault::Nan) => {
                 let mut logits = logits.ok_or("no logits wanted")?;
                 self.model.forward(cache, batch, Some(logits.view_mut()))?;
-                logits.row_mut(0)[5] = f32::NAN;
+                // The first row of the last sequence.
+                let before = batch.iter().rev().skip(1).map(|pass| pass.tokens.len()).sum();
+                logits.row_mut(before)[5] = f32::NAN;
                 Ok(())
             }
         }
@@ -565,7 +674,12 @@ fn failures_leave_everything_as_it_was() {
     let mut cache = cache();
     let options = DecodeOptions { max_new_tokens: 120, budget: 8, ..DecodeOptions::default() };
     let faults = [Fault::Error, Fault::Nan, Fault::NoRows, Fault::TooManyRows];
-    let messages = ["target model failed: out of order", "NaN in row 0", "rows of", "rows of"];
+    let messages = [
+        "target model failed: out of order",
+        "sequence 1: `logits` has NaN in row 0",
+        "rows of",
+        "rows of",
+    ];
     let mut lookup = PromptLookup::default();
     // The decoder borrows the model: one for each stretch of the text.
     let mut texts = [vec![1, 2], vec![7]];
@@ -638,12 +752,17 @@ fn bad_arguments() {
         Scripted(|_: usize, _: &[u32], _: usize| Ok(Draft::Tree(TokenTree::chain(&[1; 45])?)));
     let error = attempt(base.clone(), f32, &mut chain, &[1]);
     assert!(error.contains("`draft` is 45, expected at most 16"), "{error}");
-    let wide = DecodeOptions { budget: 64, ..base.clone() };
+    let wide = DecodeOptions { budget: 64, max_new_tokens: 99, ..base.clone() };
     let error = attempt(wide, Storage::Int8, &mut chain, &[1]);
     assert!(error.contains("`residual` is 40, expected above 45"), "{error}");
     let mut outside =
         Scripted(|_: usize, _: &[u32], _: usize| Ok(Draft::Tree(TokenTree::chain(&[99])?)));
     assert!(attempt(base.clone(), f32, &mut outside, &[1]).contains("`draft` has token 99"));
+    for (width, depth, name) in [(0, 2, "width"), (2, 0, "depth")] {
+        let mut none = small_drafter(5, 1, ModelDrafts::Best { width, depth });
+        let error = attempt(base.clone(), f32, &mut none, &[1]);
+        assert!(error.contains(&format!("`{name}` is 0, expected at least 1")), "{error}");
+    }
     let mut broken = Scripted(|_: usize, _: &[u32], _: usize| Err("no idea".into()));
     assert!(attempt(base, f32, &mut broken, &[1]).contains("drafter failed: no idea"));
 

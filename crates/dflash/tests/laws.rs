@@ -386,4 +386,10 @@ fn choices() {
     });
     let want = [((1, false, true), 0.25), ((3, false, true), 0.5625), ((3, true, true), 0.1875)];
     assert_eq!(law.unwrap().into_iter().collect::<Vec<_>>(), want);
+    // Without anything to choose from, the first.
+    for nothing in [&[][..], &[0.0, 0.0]] {
+        assert_eq!(random.pick(nothing), 0);
+        let law = enumerate(|choices| Ok(choices.pick(nothing))).unwrap();
+        assert_eq!(law.into_iter().collect::<Vec<_>>(), [(0, 1.0)]);
+    }
 }

@@ -5,6 +5,7 @@
 
 use dflash::{
     BoxError, DecodeOptions, Decoder, Draft, Pass, Scripted, Target, TokenTree, accept_greedy,
+    best_first,
 };
 use kvcache::{Cache, Config, Layout};
 use ndarray::{Array2, Array3, ArrayViewMut2};
@@ -71,6 +72,14 @@ fn memory() {
             assert!(peak >= logits && peak <= logits + rest, "{peak} bytes, logits {logits}");
         }
     }
+
+    // A deep tree: no copies of paths, which would be 512 MiB.
+    let nodes = 1 << 14;
+    let certain = Array2::<f32>::zeros((nodes, 1));
+    ALLOC.reset_peak();
+    assert_eq!(best_first(certain.view(), nodes).unwrap().tree.max_depth(), nodes);
+    let peak = ALLOC.peak_above_baseline();
+    assert!(peak < 400 * nodes, "{peak} bytes");
 
     // Acceptance alone: the path, no copy of a row.
     let tree = TokenTree::chain(&[1; 63]).unwrap();

@@ -218,6 +218,17 @@ fn best_first_is_best() {
     }
 }
 
+/// What came into the queue first: node 0 brings token 1 beside it before token 0 below it, and token 2 comes
+/// only when token 1 is chosen.
+#[test]
+fn ties_of_trees_go_by_the_queue() {
+    let rows = array![[0.0, -1.0, -1.0], [-1.0, -1.0, -1.0]];
+    let scored = best_first(rows.view(), 4).unwrap();
+    assert_eq!(scored.tree.tokens(), [0, 1, 0, 2]);
+    assert_eq!(scored.tree.parents(), [-1, -1, 0, -1]);
+    assert_eq!(scored.log_probabilities, [0.0, -1.0, -1.0, -1.0]);
+}
+
 #[test]
 fn impossible_tokens_are_not_proposed() {
     let log_probabilities = array![[0.0, f64::NEG_INFINITY], [-1.0, f64::NEG_INFINITY]];

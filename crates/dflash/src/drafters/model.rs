@@ -10,6 +10,7 @@ use softmax_topk::{Options as TopKOptions, softmax_topk};
 
 use super::{Draft, Drafter};
 use crate::best_first::Candidate;
+use crate::error::invalid;
 use crate::{
     BoxError, DrawnTree, Error, Law, Pass, Random, Sampling, ScoredTree, Siblings, Target,
     TokenTree, best_first_by,
@@ -22,13 +23,13 @@ pub enum ModelDrafts {
     /// each, and of all nodes the budget's number of likeliest ones is kept (Li et al., 2024,
     /// EAGLE-2, sections 4.1 and 4.2). One pass of the model a level.
     Best {
-        /// Nodes that are continued on each level, and children of each; at least 1.
+        /// Nodes that are continued on each level, and children of each; at least 1, or drafting fails.
         width: usize,
-        /// Levels, at least 1.
+        /// Levels; at least 1, or drafting fails.
         depth: usize,
     },
     /// Random paths for speculative sampling; see [`DrawnTree::draw`]. One pass a node that is
-    /// continued.
+    /// continued. Each sequence has a generator of its own, from the seed and its number.
     Drawn {
         /// Children drawn for each node, by depth.
         widths: Vec<usize>,
@@ -46,7 +47,8 @@ pub enum ModelDrafts {
 pub struct ModelDrafter<M> {
     runner: Runner<M>,
     drafts: ModelDrafts,
-    random: Random<ChaCha8Rng>,
+    /// The generator of each sequence.
+    randoms: HashMap<usize, Random<ChaCha8Rng>>,
     /// The cached tokens of each sequence.
     texts: HashMap<usize, (SeqId, Vec<u32>)>,
 }
@@ -54,9 +56,8 @@ pub struct ModelDrafter<M> {
 impl<M: Target> ModelDrafter<M> {
     /// From a model and an empty cache of its shape.
     pub fn new(model: M, cache: Cache, drafts: ModelDrafts) -> Self {
-        let seed = if let ModelDrafts::Drawn { seed, .. } = drafts { seed } else { 0 };
-        let random = Random(ChaCha8Rng::seed_from_u64(seed));
-        Self { runner: Runner { model, cache }, drafts, random, texts: HashMap::new() }
+        let runner = Runner { model, cache };
+        Self { runner, drafts, randoms: HashMap::new(), texts: HashMap::new() }
     }
 
     /// The cache; between drafts it holds, for each sequence, the text without its last token.
@@ -166,13 +167,19 @@ impl<M: Target> Drafter for ModelDrafter<M> {
     fn draft(&mut self, sequence: usize, text: &[u32], budget: usize) -> Result<Draft, BoxError> {
         let Some(&last) = text.last() else { return Ok(Draft::Tree(TokenTree::empty())) };
         let seq = self.catch_up(sequence, text)?;
-        let Self { runner, drafts, random, .. } = self;
+        let Self { runner, drafts, randoms, .. } = self;
         match drafts {
+            ModelDrafts::Best { width: 0, .. } => Err(invalid("width", "at least 1", 0).into()),
+            ModelDrafts::Best { depth: 0, .. } => Err(invalid("depth", "at least 1", 0).into()),
             ModelDrafts::Best { width, depth } => {
-                let (width, depth) = ((*width).max(1), (*depth).max(1));
-                Ok(Draft::Scored(runner.best((seq, last), (width, depth), budget)?))
+                Ok(Draft::Scored(runner.best((seq, last), (*width, *depth), budget)?))
             }
-            ModelDrafts::Drawn { widths, siblings, sampling, .. } => {
+            ModelDrafts::Drawn { widths, siblings, sampling, seed } => {
+                let random = randoms.entry(sequence).or_insert_with(|| {
+                    let mut rng = ChaCha8Rng::seed_from_u64(*seed);
+                    rng.set_stream(sequence as u64);
+                    Random(rng)
+                });
                 let law = |path: &[u32]| {
                     let logits = runner.logits(seq, last, &TokenTree::chain(path)?)?;
                     Law::from_logits(logits.row(path.len()), path.len(), sampling)
@@ -183,6 +190,7 @@ impl<M: Target> Drafter for ModelDrafter<M> {
     }
 
     fn finish(&mut self, sequence: usize) {
+        self.randoms.remove(&sequence);
         if let Some((seq, _)) = self.texts.remove(&sequence) {
             // It exists: only this drafter has its handle.
             let _ = self.runner.cache.free(seq);

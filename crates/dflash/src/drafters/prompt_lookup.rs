@@ -31,7 +31,8 @@ impl PromptLookup {
     /// What followed earlier occurrences of the last tokens, best first.
     fn continuations<'a>(&self, text: &'a [u32]) -> Vec<&'a [u32]> {
         let mut starts = Vec::new();
-        for matched in (self.shortest_match.max(1)..=self.longest_match).rev() {
+        let longest = self.longest_match.min(text.len());
+        for matched in (self.shortest_match.max(1)..=longest).rev() {
             let Some(begin) = text.len().checked_sub(matched) else { continue };
             let suffix = &text[begin..];
             // A continuation begins before the end of the text.

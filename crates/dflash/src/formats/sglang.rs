@@ -2,7 +2,7 @@
 //! `retrive_*`), as its kernels `build_tree_efficient` and `verify_tree_greedy` use them.
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
-use tensor_utils::{check_not_empty, check_shape};
+use tensor_utils::{check_not_empty, check_shape, try_array};
 
 use super::below_root;
 use crate::error::invalid;
@@ -83,18 +83,22 @@ impl Trees {
     /// What `verify_tree_greedy` writes for these results: one [`Accepted`] a sequence.
     ///
     /// # Errors
-    /// [`Error::Shape`] for another number of results, [`Error::Option`] if a path does not lie in
-    /// the tree or is longer than `steps` allows: `1 + nodes <= steps`.
+    /// [`Error::Shape`] for another number of results, if `N` is 0, and if there is no memory for so many
+    /// `steps`; [`Error::Option`] if a path does not lie in the tree or is longer than `steps` allows:
+    /// `1 + nodes <= steps`.
     pub fn outcome(&self, accepted: &[Accepted], steps: usize) -> Result<Outcome, Error> {
         let (batch, rows) = self.candidates.dim();
+        check_not_empty("candidates", self.candidates.shape(), 1, "number of nodes")?;
         check_shape("accepted", &[accepted.len()], &[batch])?;
+        let mut accept_index: Array2<i64> = try_array("accept_index", (batch, steps))?;
+        accept_index.fill(-1);
         let mut outcome = Outcome {
             predicts: Array1::from_elem(batch * rows, -1),
-            accept_index: Array2::from_elem((batch, steps), -1),
+            accept_index,
             accept_token_num: Array1::zeros(batch),
         };
         for (b, path) in accepted.iter().enumerate() {
-            let fits = path.nodes.len() < steps && path.nodes.iter().all(|&node| node + 1 < rows);
+            let fits = path.nodes.len() < steps && path.nodes.iter().all(|&node| node < rows - 1);
             if !fits || path.tokens.len() != path.nodes.len() + 1 {
                 let expected = format!("paths of fewer than {steps} of {} nodes", rows - 1);
                 return Err(invalid("accepted", expected, format!("{path:?}")));
