@@ -7,6 +7,7 @@ mod folder;
 mod generate;
 mod presets;
 mod train;
+mod values;
 mod verify;
 
 use anyhow::Result;

@@ -184,6 +184,7 @@ struct Rope {
 
 #[derive(Debug, Deserialize)]
 struct Scaling {
+    rope_theta: Option<f64>,
     rope_type: Option<String>,
     #[serde(rename = "type")]
     old_type: Option<String>,
@@ -231,7 +232,12 @@ fn brief(value: &str) -> &str {
 
 impl Config {
     /// Reads a `config.json`. `rope_theta` may stand at the top level (Transformers 4) or inside
-    /// `rope_parameters` (Transformers 5). What is left out has the default of `Qwen3Config`.
+    /// `rope_parameters` or a `rope_scaling` of type `default` (Transformers 5), which then counts.
+    ///
+    /// Sizes must be there, but for `num_key_value_heads` (as many as `num_attention_heads`, not 32 as
+    /// in `Qwen3Config`) and those with a default of `Qwen3Config`: `head_dim` (128) and
+    /// `max_position_embeddings` (32768). So have `rms_norm_eps` (1e-6), `rope_theta` (10,000) and
+    /// `tie_word_embeddings` (false). Without `eos_token_id` no token ends a text.
     ///
     /// # Errors
     /// [`Error::Config`] if it is not JSON, lacks a key, is no Qwen3 model, or asks for what this
@@ -263,14 +269,17 @@ impl Config {
         if let Some(kind) = rope_type.filter(|&kind| kind != "default") {
             return refuse(format!("`rope_type` is `{}`, expected `default`", brief(kind)));
         }
-        if let Some(scaling) = stored.rope_scaling {
+        if let Some(scaling) = &stored.rope_scaling {
             let is_default = |kind: &Option<String>| kind.as_deref() == Some("default");
             if !is_default(&scaling.rope_type) && !is_default(&scaling.old_type) {
-                let kind = scaling.rope_type.or(scaling.old_type).unwrap_or_default();
-                return refuse(format!("`rope_scaling` is `{}`, expected null", brief(&kind)));
+                let kind = scaling.rope_type.as_deref().or(scaling.old_type.as_deref());
+                let kind = brief(kind.unwrap_or_default());
+                return refuse(format!("`rope_scaling` is `{kind}`, expected null"));
             }
         }
-        let inside = stored.rope_parameters.and_then(|rope| rope.rope_theta);
+        // As in Transformers 5: inside before outside, and the old name of the object before the new one.
+        let old = stored.rope_scaling.and_then(|rope| rope.rope_theta);
+        let inside = old.or(stored.rope_parameters.and_then(|rope| rope.rope_theta));
         let config = Self {
             vocab_size: stored.vocab_size,
             hidden_size: stored.hidden_size,
@@ -281,7 +290,7 @@ impl Config {
             head_dim: stored.head_dim.unwrap_or(128),
             max_position_embeddings: stored.max_position_embeddings.unwrap_or(32768),
             rms_norm_eps: stored.rms_norm_eps.unwrap_or(1e-6),
-            rope_theta: stored.rope_theta.or(inside).unwrap_or(1e4),
+            rope_theta: inside.or(stored.rope_theta).unwrap_or(1e4),
             tie_word_embeddings: stored.tie_word_embeddings.unwrap_or(false),
             eos_token_ids: stored.eos_token_id.map_or_else(Vec::new, |tokens| tokens.0),
             ternary: stored.ternary,

@@ -6,4 +6,5 @@ mod safetensors;
 
 pub(crate) use folder::write_file;
 pub use folder::{read_folder, write_folder};
+pub(crate) use gguf::check_blocks;
 pub use gguf::write_gguf;

@@ -28,3 +28,4 @@ pub use rope::{Direction, Rope, rotate};
 pub use swiglu::{swiglu, swiglu_backward};
 
 pub(crate) use elementwise::{for_vectors, scan_vectors};
+pub(crate) use products::{slice, slice_mut};

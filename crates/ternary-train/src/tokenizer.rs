@@ -171,6 +171,16 @@ impl Tokenizer {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Whether a token that was added to the vocabulary is special; `None` if it was not added.
+    pub(crate) fn added(&self, token: u32) -> Option<bool> {
+        match &self.kind {
+            Kind::Bytes => None,
+            Kind::Bpe(tokenizer) => {
+                tokenizer.get_added_tokens_decoder().get(&token).map(|added| added.special)
+            }
+        }
+    }
+
     /// Names of all tokens in the alphabet of GPT-2, by number, and the merges in order.
     pub(crate) fn vocabulary(&self) -> Result<(Vec<String>, Vec<String>), Error> {
         let Kind::Bpe(tokenizer) = &self.kind else {
@@ -200,7 +210,7 @@ impl Tokenizer {
 
 /// The character that stands for a byte in GPT-2's alphabet: itself if it can be printed, else one from
 /// U+0100 on.
-fn name_of(byte: u8) -> char {
+pub(crate) fn name_of(byte: u8) -> char {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     if printable(byte) {
         return char::from(byte);

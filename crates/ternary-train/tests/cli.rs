@@ -49,9 +49,16 @@ fn a_text_becomes_a_model_that_generates() {
     let sizes = ["--steps", "4", "--batch", "2", "--context", "16", "--eval-windows", "4"];
     let trained = printed(&[&start[..], &sizes].concat());
     assert!(trained.contains("trained ternary absmean, groups of 128"), "{trained}");
+    assert!(trained.contains("\nvalidation loss "), "{trained}");
     for file in ["config.json", "model.safetensors", "tokenizer.json", "report.md", "curve.svg"] {
         assert!(Path::new(&model).join(file).is_file(), "{file}");
     }
+    let report = std::fs::read_to_string(Path::new(&model).join("report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["validation"]["tokens"], 5 * 4 * 16);
+    // A run does not take the place of another.
+    let error = refused(&[&start[..], &sizes].concat());
+    assert!(error.contains("--resume") && error.contains("--out"), "{error}");
     // There is nothing left to do, and the result is the same.
     assert_eq!(printed(&["train", "--resume", "--out", &model, "--quiet"]), trained);
     assert!(printed(&["verify", &model]).contains(" 0 violations"));
@@ -89,11 +96,96 @@ fn options_that_contradict_each_other_are_named() {
         (&["--init", "a", "--rope-theta", "50"], &["--init", "--rope-theta"]),
         (&["--val", "b"], &["--val", "--text"]),
         (&["--threads", "0"], &["--threads"]),
+        (&["--eval-every", "0"], &["--eval-every"]),
+        (&["--eval-windows", "0"], &["--eval-windows"]),
+        (&["--checkpoint-every", "0"], &["--checkpoint-every"]),
+        (&["--lr", "0"], &["--lr", "positive"]),
+        (&["--batch", "0"], &["--batch"]),
+        (&["--context", "0"], &["--context"]),
+        (&["--bpe", "100"], &["--bpe", "256"]),
     ] {
         let error = train(options);
         assert!(names.iter().all(|name| error.contains(name)), "{options:?}: {error}");
     }
+    for (arguments, names) in [
+        (&["generate", "--model", "a", "--prompt", "b", "--seed", "1"][..], &["--temperature"][..]),
+        (
+            &["generate", "--model", "a", "--prompt", "b", "--temperature", "0"],
+            &["--temperature", "greedy"],
+        ),
+        (&["eval", "a", "--text", "b", "--ngram", "9"], &["--ngram", "1..=8"]),
+    ] {
+        let error = refused(arguments);
+        assert!(names.iter().all(|name| error.contains(name)), "{arguments:?}: {error}");
+    }
     let missing = folder.path().join("nothing").to_str().unwrap().to_owned();
     let error = refused(&["verify", &missing]);
     assert!(error.contains(&missing) && error.matches("os error").count() == 1, "{error}");
+}
+
+/// What `train` with `options` and few steps says.
+fn train(text: &str, out: &str, options: &[&str]) -> Output {
+    let start = ["train", "--text", text, "--out", out, "--quiet", "--steps", "2", "--batch", "2"];
+    run(&[&start[..], &["--context", "16", "--eval-windows", "4"], options].concat())
+}
+
+#[test]
+fn a_text_too_short_to_measure_with_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (text, short) = (path("text.txt"), path("short.txt"));
+    write_text(text.as_ref());
+    std::fs::write(&short, "fifteen letters").unwrap();
+    for (options, name) in
+        [(["--val", &short], "--val: "), (["--val-fraction", "0.0004"], "--val-fraction: ")]
+    {
+        let output = train(&text, &path("model"), &options);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && error.contains(name), "{error}");
+        assert!(error.contains("a window takes 16"), "{error}");
+    }
+}
+
+#[test]
+fn a_training_goes_on_from_another_model_with_its_tokenizer() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let text = path("text.txt");
+    write_text(text.as_ref());
+    let (float, ternary) = (path("float"), path("ternary"));
+    assert!(train(&text, &float, &["--float", "--bpe", "300"]).status.success());
+    assert!(train(&text, &ternary, &["--init", &float]).status.success());
+    let tokenizer = |model: &str| std::fs::read(Path::new(model).join("tokenizer.json")).unwrap();
+    assert!(tokenizer(&ternary) == tokenizer(&float));
+    printed(&["verify", &ternary]);
+    assert!(train(&text, &path("again"), &["--init", &ternary, "--float"]).status.success());
+    for (model, options, what) in
+        [(&float, &["--bpe", "300"][..], "--bpe"), (&ternary, &[], "ternary already")]
+    {
+        let output = train(&text, &path("other"), &[&["--init", model], options].concat());
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && error.contains(what), "{error}");
+    }
+
+    // What is measured is the text of the tokens, which normalising may make longer than the file.
+    let file = Path::new(&float).join("tokenizer.json");
+    let json = String::from_utf8(tokenizer(&float)).unwrap();
+    let longer =
+        r#""normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "aaaa"}"#;
+    assert!(json.contains("\"normalizer\": null"));
+    std::fs::write(&file, json.replace("\"normalizer\": null", longer)).unwrap();
+    assert!(printed(&["eval", &float, "--text", &text]).contains("xz alone"));
+}
+
+#[test]
+fn a_training_that_diverges_says_so_and_leaves_nothing_to_go_on_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let text = path("text.txt");
+    write_text(text.as_ref());
+    let options = ["--lr", "1e5", "--warmup", "0", "--checkpoint-every", "1"];
+    let output = train(&text, &path("model"), &options);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && error.contains("training diverged at step 1"), "{error}");
+    assert!(!folder.path().join("model/checkpoint.safetensors").exists());
 }

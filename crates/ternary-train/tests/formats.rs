@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
@@ -70,6 +71,25 @@ fn shards_are_found_through_their_index() {
     let outside = map.replace("model-0", "../model-0");
     fs::write(at("model.safetensors.index.json"), outside).unwrap();
     assert!(refused(folder.path()).contains("is not the name of a file"));
+}
+
+/// As in Transformers.
+#[test]
+fn one_file_goes_before_an_index_of_old_shards() {
+    let folder = TempDir::new().unwrap();
+    let (config, old) = small();
+    write_folder(folder.path(), &config, &old, None).unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let index = at("model.safetensors.index.json");
+    fs::rename(at("model.safetensors"), at("old.safetensors")).unwrap();
+    let map = r#"{"weight_map": {"model.norm.weight": "old.safetensors"}}"#;
+    fs::write(&index, map).unwrap();
+    assert_eq!(read_folder(folder.path()).unwrap().1, old);
+    let new = Weights::random(&config, 7).unwrap();
+    write_folder(folder.path(), &config, &new, None).unwrap();
+    assert!(!index.exists() && at("old.safetensors").exists());
+    fs::write(&index, map).unwrap();
+    assert_eq!(read_folder(folder.path()).unwrap().1, new);
 }
 
 #[test]
@@ -143,6 +163,25 @@ fn what_cannot_be_written_is_named_and_what_was_there_stays() {
     assert!(error.contains("option `tokenizer` is 256"), "{error}");
 }
 
+/// Turned weights would have another order in the files.
+#[test]
+fn weights_in_another_order_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let (config, mut weights) = small();
+    let turned = weights.layers[0].q.t().as_standard_layout().into_owned().reversed_axes();
+    assert_eq!(turned, weights.layers[0].q);
+    weights.layers[0].q = turned;
+    let path = folder.path().join("model.gguf");
+    for result in [
+        write_folder(&folder.path().join("model"), &config, &weights, None),
+        write_gguf(&path, &config, &weights, &Tokenizer::bytes()),
+    ] {
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains("`weights` has strides"), "{error}");
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
 /// A little-endian reader, written from the description of the format.
 struct Reader<'a>(&'a [u8]);
 
@@ -164,6 +203,18 @@ impl Reader<'_> {
     fn string(&mut self) -> String {
         let length = self.u64() as usize;
         String::from_utf8(self.take(length)).unwrap()
+    }
+
+    /// The number of tensors and the values before them.
+    fn metadata(&mut self) -> (u64, HashMap<String, String>) {
+        assert_eq!(self.take(4), b"GGUF");
+        assert_eq!(self.u32(), 3);
+        let (tensors, values) = (self.u64(), self.u64());
+        let values = (0..values).map(|_| {
+            let (key, kind) = (self.string(), self.u32());
+            (key, self.value(kind))
+        });
+        (tensors, values.collect())
     }
 
     fn value(&mut self, kind: u32) -> String {
@@ -190,14 +241,7 @@ fn gguf_holds_every_weight_as_it_is() {
     write_gguf(&path, &config, &weights, &Tokenizer::bytes()).unwrap();
     let bytes = fs::read(&path).unwrap();
     let mut reader = Reader(&bytes);
-    assert_eq!(reader.take(4), b"GGUF");
-    assert_eq!(reader.u32(), 3);
-    let (tensors, values) = (reader.u64(), reader.u64());
-    let mut metadata = std::collections::HashMap::new();
-    for _ in 0..values {
-        let (key, kind) = (reader.string(), reader.u32());
-        metadata.insert(key, reader.value(kind));
-    }
+    let (tensors, metadata) = reader.metadata();
     for (key, value) in [
         ("general.architecture", "qwen3"),
         ("general.file_type", "41"),
@@ -240,6 +284,53 @@ fn gguf_holds_every_weight_as_it_is() {
     // The blocks are the groups again.
     let ternary = Ternary::of_ternary(&weights.layers[0].gate, 128).unwrap();
     assert_eq!(ternary.scales.dim(), (384, 1));
+}
+
+#[test]
+fn gguf_has_an_end_token_and_kinds_of_tokens() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("model.gguf");
+    let metadata = |eos: &[u32], tokenizer: &Tokenizer| {
+        let config = Config {
+            eos_token_ids: eos.to_vec(),
+            ternary: None,
+            ..Preset::Nano.config(tokenizer.vocab_size() + 1)
+        };
+        let weights = Weights::random(&config, 1).unwrap();
+        write_gguf(&path, &config, &weights, tokenizer).unwrap();
+        Reader(&fs::read(&path).unwrap()).metadata().1
+    };
+    let (end, kinds) = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.token_type");
+    assert_eq!(metadata(&[], &Tokenizer::bytes())[end], "255");
+    assert_eq!(metadata(&[7, 9], &Tokenizer::bytes())[end], "7");
+
+    let text = "to be or not to be ".repeat(9);
+    Tokenizer::train_bpe([text.as_str()].into_iter(), 260).unwrap().write(folder.path()).unwrap();
+    let file = folder.path().join("tokenizer.json");
+    let mut json: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    let added = [("<|end|>", true), ("<think>", false)].into_iter().zip(260..);
+    let added = added.map(|((content, special), id)| {
+        let no = ["single_word", "lstrip", "rstrip", "normalized"]
+            .map(|key| (key.to_owned(), false.into()));
+        let mut token: serde_json::Map<_, _> = no.into_iter().collect();
+        token.extend([
+            ("id".to_owned(), id.into()),
+            ("content".to_owned(), content.into()),
+            ("special".to_owned(), special.into()),
+        ]);
+        token.into()
+    });
+    json["added_tokens"] = added.collect::<Vec<serde_json::Value>>().into();
+    fs::write(&file, json.to_string()).unwrap();
+    let metadata = metadata(&[], &Tokenizer::read(folder.path()).unwrap());
+    let tokens: Vec<_> = metadata["tokenizer.ggml.tokens"].lines().collect();
+    let at = tokens.iter().position(|&name| name == "\u{FF}");
+    assert_eq!(at.unwrap().to_string(), metadata[end]);
+    assert_eq!(tokens[260..], ["<|end|>", "<think>", "[UNUSED262]"]);
+    let kinds: Vec<_> = metadata[kinds].lines().collect();
+    assert!(kinds[..260].iter().all(|&kind| kind == "1"));
+    assert_eq!(kinds[260..], ["3", "4", "5"]);
 }
 
 #[test]

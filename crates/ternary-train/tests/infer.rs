@@ -143,6 +143,30 @@ fn the_order_of_llama_cpp_changes_rounding_alone() {
     }
 }
 
+/// A block of 64 weights of the file has one scale.
+#[test]
+fn the_order_of_llama_cpp_is_for_what_has_a_file() {
+    let with = |group, intermediate_size| {
+        let projection = Projection { group, ..Projection::default() };
+        let (config, _) = weights();
+        let config = Config { intermediate_size, ternary: Some(projection), ..config };
+        let mut weights = Weights::random(&config, 3).unwrap();
+        weights.project(projection).unwrap();
+        Model::like_llama_cpp(config, weights)
+    };
+    for (group, columns) in [(32, 128), (96, 192), (160, 320), (224, 448), (128, 96)] {
+        let error = with(group, columns).unwrap_err();
+        let message = error.to_string();
+        assert!(
+            matches!(error, Error::Config(_)) && message.contains("multiples of 64"),
+            "{message}"
+        );
+    }
+    for group in [64, 128, 192, 256] {
+        with(group, 192).unwrap();
+    }
+}
+
 #[test]
 fn the_packed_model_is_the_float_model_but_for_its_activations() {
     let [float, packed] = models();
@@ -279,6 +303,31 @@ fn one_beam_is_greedy_and_scores_are_those_of_the_text() {
             }
         }
     }
+}
+
+#[test]
+fn more_tokens_than_can_be_counted_are_refused() {
+    let [_, model] = models();
+    let prompts = [prompt(5, 15), prompt(70, 16)];
+    for max_new_tokens in [usize::MAX, usize::MAX - 70, usize::MAX / 2 + 1, usize::MAX / 4] {
+        let options = GenerateOptions { max_new_tokens, ..GenerateOptions::default() };
+        let plain = generate(&model, &prompts, &options, |_, _| {}).unwrap_err();
+        let options = DecodeOptions { max_new_tokens, ..DecodeOptions::default() };
+        let speculative = generate_speculatively(&model, &prompts, &options).unwrap_err();
+        let options = beam::Options { max_new_tokens, num_beams: 2, ..Default::default() };
+        let beams = generate_beams(&model, &prompts, &options).unwrap_err();
+        for error in [plain, speculative, beams] {
+            let message = error.to_string();
+            // What can be counted is too much for the cache.
+            let named = message.contains("`max_new_tokens`") || matches!(error, Error::Cache(_));
+            assert!(named, "{message}");
+        }
+    }
+    let options = DecodeOptions { budget: usize::MAX, ..DecodeOptions::default() };
+    assert!(generate_speculatively(&model, &prompts, &options).is_err());
+    let options = beam::Options { num_beams: usize::MAX, ..Default::default() };
+    let error = generate_beams(&model, &prompts, &options).unwrap_err().to_string();
+    assert!(error.contains("`num_beams`"), "{error}");
 }
 
 #[test]

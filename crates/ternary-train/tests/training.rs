@@ -252,6 +252,20 @@ fn damaged_checkpoints_are_refused_by_name() {
     assert!(matches!(load_checkpoint(&folder.path().join("none")), Err(Error::Io { .. })));
 }
 
+/// An update so large that no f16 is a scale of its weights.
+#[test]
+fn weights_without_a_ternary_form_are_a_divergence() {
+    let weights = Weights::random(&tiny(true), 5).unwrap();
+    let options = TrainOptions { learning_rate: 1e5, warmup: 0, ..options() };
+    let mut trainer = Trainer::new(&tiny(true), &options, &weights).unwrap();
+    let error = trainer.step(&text()).unwrap_err();
+    assert!(matches!(error, Error::Diverged { step: 1, .. }), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint.safetensors");
+    let error = save_checkpoint(&path, &trainer, "").unwrap_err().to_string();
+    assert!(error.contains("no ternary form") && !path.exists(), "{error}");
+}
+
 #[test]
 fn divergence_and_bad_calls_are_named() {
     let config = tiny(false);

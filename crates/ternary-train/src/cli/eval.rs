@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use clap::builder::RangedU64ValueParser;
 use ternary_train::formats::read_folder;
 use ternary_train::{
     Config, Corpus, Error, NGram, Tokenizer, TrainOptions, Trainer, windows_of, xz_bits_per_byte,
 };
+
+use super::values::at_least_one;
 
 /// Measure a model on a text.
 #[derive(clap::Args)]
@@ -20,16 +23,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", num_args = 1..)]
     train: Vec<PathBuf>,
     /// Windows that are measured, from the start of the text. Default: all
-    #[arg(long)]
+    #[arg(long, value_parser = at_least_one())]
     windows: Option<usize>,
     /// Tokens of a window
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = at_least_one())]
     context: usize,
     /// Windows that are computed at once
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = at_least_one())]
     batch: usize,
-    /// Order of the n-gram baseline, over bytes
-    #[arg(long, default_value_t = 6)]
+    /// Order of the n-gram baseline, over bytes: 1 to 8
+    #[arg(long, default_value_t = 6, value_parser = RangedU64ValueParser::<usize>::new().range(1..=8))]
     ngram: usize,
 }
 
@@ -49,27 +52,27 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Error::TooShort { .. } => anyhow::anyhow!(error).context("--text is too short"),
         error => error.into(),
     })?;
-    let first = tokenizer.token_bytes(tokens[0]).len();
-    let bytes: usize =
-        tokens[1..=loss.tokens].iter().map(|&token| tokenizer.token_bytes(token).len()).sum();
+    // What the tokens say, which a tokenizer that normalises makes another text than --text.
+    let text: Vec<u8> =
+        tokens[1..=loss.tokens].iter().flat_map(|&token| tokenizer.token_bytes(token)).collect();
+    let bytes = text.len().max(1);
     println!("tokens               {} in {windows} windows of {}", loss.tokens, args.context);
     println!("loss                 {:.4} nats a token", loss.mean());
     println!("perplexity           {:.3} (tokenizer {})", loss.mean().exp(), tokenizer.name());
     println!("accuracy             {:.1} %", 100.0 * loss.correct as f64 / loss.tokens as f64);
     println!("bits per byte        {:.4}", loss.sum / std::f64::consts::LN_2 / bytes as f64);
-    let text = &corpus.validation.as_bytes()[first..first + bytes];
     let train = corpus.train.as_bytes();
     if !args.train.is_empty() {
         let mut ngram = NGram::new(args.ngram);
         ngram.learn(train);
         let name = format!("{}-gram of bytes", args.ngram);
-        println!("{name:20} {:.4} bits per byte, learnt from --train", ngram.bits_per_byte(text));
-        let after = xz_bits_per_byte(train, text).context("xz")?;
+        println!("{name:20} {:.4} bits per byte, learnt from --train", ngram.bits_per_byte(&text));
+        let after = xz_bits_per_byte(train, &text).context("xz")?;
         println!("xz after --train     {after:.4} bits per byte");
     }
     println!(
         "xz alone             {:.4} bits per byte",
-        xz_bits_per_byte(&[], text).context("xz")?
+        xz_bits_per_byte(&[], &text).context("xz")?
     );
     Ok(())
 }

@@ -14,6 +14,7 @@ use ternary_train::generate::{
 use ternary_train::infer::Model;
 
 use super::folder::{Arithmetic, open_model};
+use super::values::temperature;
 
 /// Continues prompts: greedily, unless told otherwise.
 #[derive(Args)]
@@ -28,7 +29,7 @@ pub(crate) struct Generate {
     #[arg(long, default_value_t = 256)]
     max_tokens: usize,
     /// Draw tokens at random, with this temperature.
-    #[arg(long)]
+    #[arg(long, value_parser = temperature)]
     temperature: Option<f64>,
     /// Of a random token: only the so many likeliest.
     #[arg(long, requires = "temperature")]
@@ -40,7 +41,7 @@ pub(crate) struct Generate {
     #[arg(long, requires = "temperature", default_value_t = 0.0)]
     min_p: f64,
     /// Seed of random tokens.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, requires = "temperature", default_value_t = 0)]
     seed: u64,
     /// Search with this many beams instead.
     #[arg(long, conflicts_with_all = ["temperature", "speculative"])]

@@ -4,15 +4,16 @@ mod bar;
 mod run;
 mod texts;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use ternary_train::formats::read_folder;
 use ternary_train::{
     Config, Preset, Projection, Rule, TrainOptions, Trainer, Weights, load_checkpoint,
 };
 
+use super::values::{at_least_one, bpe, positive};
 use run::{Progress, Run};
 pub(super) use texts::Texts;
 
@@ -58,12 +59,12 @@ struct Start {
     /// Train the float twin: same seed, same order of the data
     #[arg(long)]
     float: bool,
-    /// Start from the weights of this folder instead of random ones
+    /// Start from the float weights of this folder instead of random ones, with its tokenizer if it has one
     #[arg(long, value_name = "DIR")]
     init: Option<PathBuf>,
-    /// Tokens of a byte-level BPE learnt from the training text; 0: bytes
-    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
-    bpe: usize,
+    /// Tokens of a byte-level BPE learnt from the training text; 0: bytes. Default: 0
+    #[arg(long, value_name = "TOKENS", value_parser = bpe)]
+    bpe: Option<usize>,
     /// Give the head weights of its own instead of the embedding's
     #[arg(long, conflicts_with = "init")]
     untied: bool,
@@ -77,28 +78,28 @@ struct Start {
     #[arg(long, default_value_t = 128, conflicts_with = "float")]
     group: usize,
     /// Steps. Default: 2000 nano, 3000 small, 1000 path-b
-    #[arg(long)]
+    #[arg(long, value_parser = at_least_one())]
     steps: Option<usize>,
     /// Sequences of a batch. Default: 12 nano, 32 small, 16 path-b
-    #[arg(long)]
+    #[arg(long, value_parser = at_least_one())]
     batch: Option<usize>,
     /// Tokens of a sequence. Default: 64 nano, 128 others
-    #[arg(long)]
+    #[arg(long, value_parser = at_least_one())]
     context: Option<usize>,
     /// Batches of one update
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = at_least_one())]
     accumulate: usize,
     /// Highest learning rate. Default: 2.5e-3 nano, 2e-3 small, 1.5e-3 path-b; 2e-3 float
-    #[arg(long)]
+    #[arg(long, value_parser = positive)]
     lr: Option<f64>,
     /// Factor of it for embedding and head. Default: 0.5, 1 float
-    #[arg(long)]
+    #[arg(long, value_parser = positive)]
     embedding_rate: Option<f64>,
     /// Factor of it for o and down, which add to the residual stream. Default: 0.35, 1 float
-    #[arg(long)]
+    #[arg(long, value_parser = positive)]
     residual_rate: Option<f64>,
     /// Factor of it for norms. Default: 1
-    #[arg(long)]
+    #[arg(long, value_parser = positive)]
     norm_rate: Option<f64>,
     /// Steps in which the learning rate rises. Default: 40 nano, 100 others
     #[arg(long)]
@@ -122,7 +123,7 @@ struct Start {
     #[arg(long)]
     beta2: Option<f64>,
     /// Largest norm of the gradients. Default: 1
-    #[arg(long)]
+    #[arg(long, value_parser = positive)]
     clip: Option<f64>,
     /// Steps at the start that are trained as float
     #[arg(long, default_value_t = 0, conflicts_with = "float")]
@@ -137,13 +138,13 @@ struct Start {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Steps between validations
-    #[arg(long, default_value_t = 250)]
+    #[arg(long, default_value_t = 250, value_parser = at_least_one())]
     eval_every: usize,
     /// Windows of a validation on the way; the last one takes five times as many
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 300, value_parser = at_least_one())]
     eval_windows: usize,
     /// Steps between checkpoints
-    #[arg(long, default_value_t = 250)]
+    #[arg(long, default_value_t = 250, value_parser = at_least_one())]
     checkpoint_every: usize,
 }
 
@@ -165,25 +166,34 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ensure!(threads > 0, "--threads is 0, expected at least 1");
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
+    let checkpoint = args.out.join("checkpoint.safetensors");
+    if !args.resume && checkpoint.exists() {
+        bail!(
+            "{} is of a run before: continue it with --resume, choose another --out, or delete that file",
+            checkpoint.display(),
+        );
+    }
     std::fs::create_dir_all(&args.out).with_context(|| format!("--out {}", args.out.display()))?;
     tempfile::tempfile_in(&args.out)
         .with_context(|| format!("--out {} cannot be written", args.out.display()))?;
-    let checkpoint = args.out.join("checkpoint.safetensors");
     if args.resume {
         let (trainer, note) = load_checkpoint(&checkpoint)?;
         let note: Note =
             serde_json::from_str(&note).context("the checkpoint is of another kind")?;
         let data = note.texts.load(Some(&args.out))?;
+        note.texts.check(&data, trainer.options().length)?;
         return Run { out: &args.out, quiet: args.quiet, note, data, trainer }.run();
     }
     let start = &args.start;
-    let texts = Texts::new(&start.text, &start.val, start.val_fraction, start.guard, start.bpe)?;
-    let data = texts.load(None)?;
+    let init = start.read_init()?;
+    let bpe = start.bpe.unwrap_or(0);
+    let texts = Texts::new(&start.text, &start.val, start.val_fraction, start.guard, bpe)?;
+    let data = texts.load(start.own_tokenizer())?;
     let options = start.options();
+    texts.check(&data, options.length)?;
     let mut config = start.preset.config(data.tokenizer.vocab_size());
-    let weights = match &start.init {
-        Some(folder) => {
-            let (own, weights) = read_folder(folder)?;
+    let weights = match init {
+        Some((own, weights)) => {
             config = Config { ternary: None, ..own };
             ensure!(
                 config.vocab_size >= data.tokenizer.vocab_size(),
@@ -215,9 +225,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         command: std::env::args().collect::<Vec<_>>().join(" "),
         preset: start.init.is_none().then(|| start.preset.name().to_owned()),
         texts,
-        eval_every: start.eval_every.max(1),
-        eval_windows: start.eval_windows.max(1),
-        checkpoint_every: start.checkpoint_every.max(1),
+        eval_every: start.eval_every,
+        eval_windows: start.eval_windows,
+        checkpoint_every: start.checkpoint_every,
         progress: Progress::default(),
     };
     data.tokenizer.write(&args.out)?;
@@ -225,6 +235,29 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 impl Start {
+    /// The folder of `--init`, if it has a tokenizer.
+    fn own_tokenizer(&self) -> Option<&Path> {
+        self.init.as_deref().filter(|folder| folder.join("tokenizer.json").exists())
+    }
+
+    /// The model of `--init`.
+    fn read_init(&self) -> Result<Option<(Config, Weights)>> {
+        let Some(folder) = &self.init else { return Ok(None) };
+        if self.bpe.is_some() && self.own_tokenizer().is_some() {
+            bail!(
+                "--bpe: the model of --init has a tokenizer of its own, and its weights are for that"
+            );
+        }
+        let (config, weights) = read_folder(folder)?;
+        if config.ternary.is_some() && !self.float {
+            bail!(
+                "--init: the model is ternary already; projecting it again would change its scales. \
+                 Start from a float model, or go on with --float"
+            );
+        }
+        Ok(Some((config, weights)))
+    }
+
     /// The recipe of the preset, with what was asked for.
     fn options(&self) -> TrainOptions {
         let default = self.preset.options(self.float);

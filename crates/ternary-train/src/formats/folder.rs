@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::safetensors::{File, write};
+use super::safetensors::{File, tensors, write};
+use crate::ops::slice_mut;
 use crate::{Config, Error, Tokenizer, Weights};
 
 const CONFIG: &str = "config.json";
@@ -20,8 +21,8 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Reads configuration and weights of the model in `folder`: `config.json` and `model.safetensors`,
-/// or the files that `model.safetensors.index.json` names. Weights in f32, f16 or bf16.
+/// Reads configuration and weights of the model in `folder`: `config.json` and `model.safetensors` or,
+/// if there is none, the files that `model.safetensors.index.json` names. Weights in f32, f16 or bf16.
 ///
 /// # Errors
 /// [`Error::Io`] for a file that cannot be read, [`Error::File`] for one that is cut short, or whose
@@ -29,8 +30,10 @@ struct Index {
 /// head may be missing if it is tied.
 pub fn read_folder(folder: &Path) -> Result<(Config, Weights), Error> {
     let config = Config::read(&folder.join(CONFIG))?;
+    let whole = folder.join(WEIGHTS);
     let files: Vec<PathBuf> = match folder.join(INDEX) {
-        index if index.exists() => {
+        // An index beside the one file is of weights that were here before.
+        index if index.exists() && !whole.exists() => {
             let text = fs::read_to_string(&index).map_err(Error::io(&index))?;
             let parsed: Index = serde_json::from_str(&text)
                 .map_err(|error| Error::file(&index, error.to_string()))?;
@@ -41,7 +44,7 @@ pub fn read_folder(folder: &Path) -> Result<(Config, Weights), Error> {
             }
             names.into_iter().map(|name| folder.join(name)).collect()
         }
-        _ => vec![folder.join(WEIGHTS)],
+        _ => vec![whole],
     };
     let files = files.into_iter().map(File::open).collect::<Result<Vec<_>, _>>()?;
     check_size(folder, &config, &files)?;
@@ -49,19 +52,20 @@ pub fn read_folder(folder: &Path) -> Result<(Config, Weights), Error> {
     let mut known = BTreeSet::new();
     for named in weights.matrices_mut() {
         let (rows, columns) = named.weight.dim();
-        let to = named.weight.as_slice_mut().unwrap_or_default();
+        let to = slice_mut("weights", named.weight.view_mut())?;
         read_one(folder, &files, &named.name, &[rows, columns], to)?;
         known.insert(named.name);
     }
     for named in weights.norms_mut() {
         let length = named.weight.len();
-        let to = named.weight.as_slice_mut().unwrap_or_default();
+        let to = slice_mut("weights", named.weight.view_mut())?;
         read_one(folder, &files, &named.name, &[length], to)?;
         known.insert(named.name);
     }
     for file in &files {
         let tied_head = |name: &str| config.tie_word_embeddings && name == "lm_head.weight";
-        if let Some(name) = file.names().find(|name| !known.contains(*name) && !tied_head(name)) {
+        let mut names = file.names().into_iter();
+        if let Some(name) = names.find(|name| !known.contains(name) && !tied_head(name)) {
             return Err(Error::file(file.path(), format!("the tensor `{name}` is not Qwen3's")));
         }
     }
@@ -88,8 +92,7 @@ fn read_one(
     shape: &[usize],
     to: &mut [f32],
 ) -> Result<(), Error> {
-    let mut holders = files.iter().filter(|file| file.names().any(|other| other == name));
-    match holders.next() {
+    match files.iter().find(|file| file.holds(name)) {
         Some(file) => file.read(name, shape, to),
         None => Err(Error::file(folder, format!("the tensor `{name}` is missing"))),
     }
@@ -98,11 +101,12 @@ fn read_one(
 /// Writes `config.json`, `model.safetensors` in f32 and the tokenizer's files to `folder`, which is
 /// made if it does not exist. Transformers opens it as a `Qwen3ForCausalLM`.
 ///
-/// Each file is written beside its place and then moved there, so none is ever half written.
+/// Each file is written beside its place and then moved there, so none is ever half written. The index
+/// of weights that were in the folder before is removed; the files that it names stay.
 ///
 /// # Errors
 /// [`Error::Io`] if a file cannot be written; [`Error::Config`] and [`Error::Shape`] if the weights
-/// are not those of the configuration.
+/// are not those of the configuration, [`Error::Op`] if they are not row-major.
 pub fn write_folder(
     folder: &Path,
     config: &Config,
@@ -110,10 +114,15 @@ pub fn write_folder(
     tokenizer: Option<&Tokenizer>,
 ) -> Result<(), Error> {
     weights.check(config)?;
+    let tensors = tensors(weights)?;
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
     write_file(&folder.join(CONFIG), |file| file.write_all(config.to_json().as_bytes()))?;
     let path = folder.join(WEIGHTS);
-    write_file(&path, |file| write(file, weights))?;
+    write_file(&path, |file| write(file, &tensors))?;
+    let index = folder.join(INDEX);
+    if index.exists() {
+        fs::remove_file(&index).map_err(Error::io(&index))?;
+    }
     match tokenizer {
         Some(tokenizer) => tokenizer.write(folder),
         None => Ok(()),

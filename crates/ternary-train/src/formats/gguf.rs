@@ -12,6 +12,8 @@ use ndarray::Array2;
 use tensor_utils::f16;
 
 use super::folder::write_file;
+use crate::ops::slice;
+use crate::tokenizer::name_of;
 use crate::{Config, Error, Ternary, Tokenizer, Weights};
 
 const ALIGNMENT: usize = 32;
@@ -45,17 +47,19 @@ struct Tensor<'a> {
 
 enum Data<'a> {
     Float(&'a [f32]),
-    Ternary(&'a Array2<f32>, usize),
+    /// A matrix, its elements and the group size.
+    Ternary(&'a Array2<f32>, &'a [f32], usize),
 }
 
 /// Writes a model with its tokenizer to the file `path`, which appears at once or not at all: `Q2_0` if
-/// `config.ternary` is set, else f32.
+/// `config.ternary` is set, else f32. If the configuration names no end token, it is the token of byte
+/// 0xFF, which no text contains.
 ///
 /// # Errors
 /// [`Error::Config`] and [`Error::Shape`] if the weights are not those of the configuration, or have a
-/// shape or group size that blocks of 64 do not divide; [`Error::Group`] if they are not ternary;
-/// [`Error::Option`] if the tokenizer has more tokens than the vocabulary, or is not a byte-level BPE;
-/// [`Error::Io`] if the file cannot be written.
+/// shape or group size that blocks of 64 do not divide; [`Error::Op`] if they are not row-major;
+/// [`Error::Group`] if they are not ternary; [`Error::Option`] if the tokenizer has more tokens than the
+/// vocabulary, or is not a byte-level BPE; [`Error::Io`] if the file cannot be written.
 pub fn write_gguf(
     path: &Path,
     config: &Config,
@@ -67,7 +71,7 @@ pub fn write_gguf(
     let header = header(config, tokenizer, &tensors)?;
     // Everything that can be wrong with the weights shows before anything is written.
     for tensor in &tensors {
-        if let Data::Ternary(w, group) = tensor.data {
+        if let Data::Ternary(w, _, group) = tensor.data {
             Ternary::of_ternary(w, group)?;
         }
     }
@@ -80,24 +84,32 @@ fn tensors<'a>(config: &Config, weights: &'a Weights) -> Result<Vec<Tensor<'a>>,
     for named in weights.matrices() {
         let (rows, columns) = named.weight.dim();
         let data = match group {
-            None => Data::Float(named.weight.as_slice().unwrap_or_default()),
-            Some(group) if columns.is_multiple_of(BLOCK) && group.is_multiple_of(BLOCK) => {
-                Data::Ternary(named.weight, group)
-            }
+            None => Data::Float(slice("weights", named.weight.view())?),
             Some(group) => {
-                let what = "GGUF's Q2_0 needs multiples of 64";
-                let got = format!("`{}` has {columns} columns in groups of {group}", named.name);
-                return Err(Error::Config(format!("{got}; {what}")));
+                check_blocks(&named.name, columns, group)?;
+                Data::Ternary(named.weight, slice("weights", named.weight.view())?, group)
             }
         };
         tensors.push(Tensor { name: gguf_name(&named.name), rows, columns, data });
     }
     for named in weights.norms() {
-        let values = named.weight.as_slice().unwrap_or_default();
+        let values = slice("weights", named.weight.view())?;
         let (name, columns) = (gguf_name(&named.name), values.len());
         tensors.push(Tensor { name, rows: 1, columns, data: Data::Float(values) });
     }
     Ok(tensors)
+}
+
+/// Checks that every block of a ternary matrix has one scale.
+///
+/// # Errors
+/// [`Error::Config`] if blocks of 64 do not divide its columns and its groups.
+pub(crate) fn check_blocks(name: &str, columns: usize, group: usize) -> Result<(), Error> {
+    if columns.is_multiple_of(BLOCK) && group.is_multiple_of(BLOCK) {
+        return Ok(());
+    }
+    let what = "GGUF's Q2_0 needs multiples of 64";
+    Err(Error::Config(format!("`{name}` has {columns} columns in groups of {group}; {what}")))
 }
 
 /// The name of a tensor in llama.cpp.
@@ -228,8 +240,11 @@ fn tokenizer_metadata(
     config: &Config,
     tokenizer: &Tokenizer,
 ) -> Result<(), Error> {
-    /// A token of text, and one that is only there to fill the vocabulary.
+    /// A token of text, one that was added to do something or to stay whole, and one that is only
+    /// there to fill the vocabulary.
     const NORMAL: i32 = 1;
+    const CONTROL: i32 = 3;
+    const USER_DEFINED: i32 = 4;
     const UNUSED: i32 = 5;
     let (mut tokens, merges) = tokenizer.vocabulary()?;
     if tokens.len() > config.vocab_size {
@@ -243,13 +258,24 @@ fn tokenizer_metadata(
     metadata.strings("tokenizer.ggml.tokens", &tokens);
     metadata.array("tokenizer.ggml.token_type", INT32, tokens.len());
     for id in 0..tokens.len() {
-        let kind = if id < known { NORMAL } else { UNUSED };
+        let kind = match tokenizer.added(id as u32) {
+            Some(true) => CONTROL,
+            Some(false) => USER_DEFINED,
+            None if id < known => NORMAL,
+            None => UNUSED,
+        };
         metadata.bytes.extend(kind.to_le_bytes());
     }
     metadata.strings("tokenizer.ggml.merges", &merges);
     metadata.bool("tokenizer.ggml.add_bos_token", false);
-    if let Some(&id) = config.eos_token_ids.first() {
-        metadata.u32("tokenizer.ggml.eos_token_id", id as usize)?;
+    // Without an end token llama.cpp takes number 11, which in a vocabulary of ours is a token of text, such
+    // as a comma, and stops there. Byte 0xFF never occurs in UTF-8.
+    let end = match config.eos_token_ids.first() {
+        Some(&id) => Some(id as usize),
+        None => tokens.iter().position(|name| *name == name_of(0xFF).to_string()),
+    };
+    if let Some(id) = end {
+        metadata.u32("tokenizer.ggml.eos_token_id", id)?;
     }
     Ok(())
 }
@@ -273,8 +299,8 @@ fn write(file: &mut fs::File, header: &[u8], tensors: &[Tensor<'_>]) -> std::io:
                     file.write_all(&value.to_le_bytes())?;
                 }
             }
-            Data::Ternary(w, _) => {
-                for block in w.as_slice().unwrap_or_default().as_chunks::<BLOCK>().0 {
+            Data::Ternary(_, values, _) => {
+                for block in values.as_chunks::<BLOCK>().0 {
                     file.write_all(&q2_0(block))?;
                 }
             }

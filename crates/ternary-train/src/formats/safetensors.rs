@@ -4,27 +4,28 @@ use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensors, tensor::Metadata};
 use serde_json::{Map, Value, json};
 use tensor_utils::{bf16, f16};
 
+use crate::ops::slice;
 use crate::{Error, Weights};
 
 /// A file, read as a whole; its header was checked.
 pub(super) struct File {
     path: PathBuf,
     bytes: Vec<u8>,
-    names: Vec<String>,
+    header: Metadata,
+    /// Where the tensors begin.
+    data: usize,
 }
 
 impl File {
     pub(super) fn open(path: PathBuf) -> Result<Self, Error> {
         let bytes = fs::read(&path).map_err(Error::io(&path))?;
-        let names = match SafeTensors::deserialize(&bytes) {
-            Ok(tensors) => tensors.names().into_iter().map(ToOwned::to_owned).collect(),
-            Err(error) => return Err(Error::file(&path, format!("not safetensors: {error}"))),
-        };
-        Ok(Self { path, bytes, names })
+        let (length, header) = SafeTensors::read_metadata(&bytes)
+            .map_err(|error| Error::file(&path, format!("not safetensors: {error}")))?;
+        Ok(Self { path, bytes, header, data: size_of::<u64>() + length })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -36,26 +37,31 @@ impl File {
         self.bytes.len()
     }
 
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.names.iter().map(String::as_str)
+    /// Names of the tensors, in the order in which they lie.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.header.offset_keys()
+    }
+
+    pub(super) fn holds(&self, name: &str) -> bool {
+        self.header.info(name).is_some()
     }
 
     /// Reads a tensor of exactly this shape, widened to f32.
     pub(super) fn read(&self, name: &str, shape: &[usize], to: &mut [f32]) -> Result<(), Error> {
         let refuse = |what: String| Error::file(&self.path, format!("`{name}` {what}"));
-        let tensors = SafeTensors::deserialize(&self.bytes);
-        let tensors = tensors.map_err(|error| refuse(error.to_string()))?;
-        let tensor = tensors.tensor(name).map_err(|error| refuse(error.to_string()))?;
-        if tensor.shape() != shape {
-            let got = tensor.shape();
+        let tensor = self.header.info(name).ok_or_else(|| refuse("is missing".to_owned()))?;
+        if tensor.shape != shape {
+            let got = &tensor.shape;
             return Err(refuse(format!("has shape {got:?}, the config asks for {shape:?}")));
         }
-        let data = tensor.data();
+        // The header was checked: offsets are those of the shape, and the last one is the end of the file.
+        let (from, to_end) = tensor.data_offsets;
+        let data = &self.bytes[self.data..][from..to_end];
         let halves = |of: fn(u16) -> f32| {
             let halves = data.as_chunks::<2>().0.iter();
             halves.map(move |&bytes| of(u16::from_le_bytes(bytes)))
         };
-        match tensor.dtype() {
+        match tensor.dtype {
             Dtype::F32 => {
                 let values = data.as_chunks::<4>().0.iter();
                 to.iter_mut().zip(values).for_each(|(to, &x)| *to = f32::from_le_bytes(x));
@@ -74,26 +80,31 @@ impl File {
     }
 }
 
-/// Writes all weights in f32, straight from where they are.
-pub(super) fn write(file: &mut fs::File, weights: &Weights) -> std::io::Result<()> {
-    let matrices = weights.matrices();
-    let norms = weights.norms();
-    let slices = matrices.iter().map(|named| {
+/// A tensor to write: name, shape and elements.
+pub(super) type Tensor<'a> = (String, Vec<usize>, &'a [f32]);
+
+/// All weights, where they are.
+pub(super) fn tensors(weights: &Weights) -> Result<Vec<Tensor<'_>>, Error> {
+    let matrices = weights.matrices().into_iter().map(|named| {
         let shape = named.weight.shape().to_vec();
-        (&named.name, shape, named.weight.as_slice().unwrap_or_default())
+        Ok((named.name, shape, slice("weights", named.weight.view())?))
     });
-    let slices = slices.chain(norms.iter().map(|named| {
+    let norms = weights.norms().into_iter().map(|named| {
         let shape = named.weight.shape().to_vec();
-        (&named.name, shape, named.weight.as_slice().unwrap_or_default())
-    }));
-    let slices: Vec<_> = slices.collect();
+        Ok((named.name, shape, slice("weights", named.weight.view())?))
+    });
+    matrices.chain(norms).collect()
+}
+
+/// Writes tensors in f32.
+pub(super) fn write(file: &mut fs::File, tensors: &[Tensor<'_>]) -> std::io::Result<()> {
     let mut header = Map::new();
     header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
     let mut offset = 0;
-    for (name, shape, values) in &slices {
+    for (name, shape, values) in tensors {
         let end = offset + 4 * values.len();
         let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": [offset, end]});
-        header.insert((*name).clone(), entry);
+        header.insert(name.clone(), entry);
         offset = end;
     }
     let mut header = Value::Object(header).to_string();
@@ -102,8 +113,8 @@ pub(super) fn write(file: &mut fs::File, weights: &Weights) -> std::io::Result<(
     let mut file = BufWriter::with_capacity(1 << 20, file);
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(header.as_bytes())?;
-    for (_, _, values) in slices {
-        for value in values {
+    for (_, _, values) in tensors {
+        for value in *values {
             file.write_all(&value.to_le_bytes())?;
         }
     }

@@ -4,7 +4,7 @@ use beam::{Beams, Model as Searched, Options, Output, beam_search};
 use kvcache::{Cache, SeqId};
 use ndarray::{Array2, ArrayView2};
 
-use super::read_prompt;
+use super::{cache_rows, read_prompt};
 use crate::Error;
 use crate::infer::{Chunk, LogitRows, Model};
 
@@ -13,20 +13,23 @@ use crate::infer::{Chunk, LogitRows, Model};
 /// Beams share the pages of what they have in common, and a beam that splits copies its last page only.
 ///
 /// # Errors
-/// [`Error::Beam`], also for what the model refuses.
+/// [`Error::Beam`], also for what the model refuses; [`Error::Option`] or [`Error::Cache`] for more beams
+/// or tokens than there can be.
 pub fn generate_beams(
     model: &Model,
     prompts: &[impl AsRef<[u32]>],
     options: &Options<'_>,
 ) -> Result<Output, Error> {
     let config = model.config();
-    let beams = options.num_beams.max(1);
-    let rows = |prompt: &[u32]| {
-        // Every beam has pages of its own, and a page more while it is copied.
-        let tail = options.max_new_tokens.saturating_add(128);
-        prompt.len().next_multiple_of(64).saturating_add(tail.saturating_mul(2 * beams))
+    let (beams, most) = (options.num_beams.max(1), options.max_new_tokens);
+    let Some(tails) = beams.checked_mul(2) else {
+        return Err(Error::option("num_beams", "as many as can be counted", beams));
     };
-    let rows = prompts.iter().map(|prompt| rows(prompt.as_ref())).sum();
+    // Every beam has pages of its own, and a page more while it is copied.
+    let rows = cache_rows(prompts, most, |length| {
+        let tail = most.checked_add(128)?.checked_mul(tails)?;
+        length.checked_next_multiple_of(64)?.checked_add(tail)
+    })?;
     let mut search = Search {
         model,
         cache: model.cache(rows)?,

@@ -29,15 +29,16 @@ pub enum Choice {
     Sampled(Sampling),
 }
 
-/// The law of a random token: temperature, then the cuts in this order.
+/// The law of a random token: temperature, then the cuts in this order, each of what the one before left.
+/// It is that of [`dflash::Sampling`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
     /// Divides the logits; positive. Default 1.
     pub temperature: f64,
     /// Only the `top_k` likeliest tokens; `None`: all. Default 50.
     pub top_k: Option<usize>,
-    /// The shortest list of likeliest tokens that reaches this probability, above 0, at most 1.
-    /// Default 1: all.
+    /// The shortest list of likeliest tokens that reaches this share of what `top_k` left, above 0, at
+    /// most 1. Default 1: all.
     pub top_p: f64,
     /// Only tokens with at least this share of the likeliest one's probability, in 0 to 1. Default 0.
     pub min_p: f64,

@@ -1,9 +1,9 @@
 //! One token after the other.
 
-use ndarray::{Array1, ArrayView2};
-use softmax_topk::{Draw, Options, PerRow, sample};
+use ndarray::{Array1, ArrayView2, Axis};
+use softmax_topk::{Draw, Options, PerRow, sample, softmax_topk};
 
-use super::{Choice, GenerateOptions, read_prompt};
+use super::{Choice, GenerateOptions, cache_rows, read_prompt};
 use crate::Error;
 use crate::infer::{Chunk, LogitRows, Model};
 
@@ -40,8 +40,10 @@ pub fn generate(
 ) -> Result<Vec<Vec<u32>>, Error> {
     let config = model.config();
     options.check(config.vocab_size)?;
-    let rows = |prompt: &[u32]| (prompt.len() + options.max_new_tokens).next_multiple_of(64);
-    let mut cache = model.cache(prompts.iter().map(|prompt| rows(prompt.as_ref())).sum())?;
+    let most = options.max_new_tokens;
+    let rows =
+        cache_rows(prompts, most, |length| length.checked_add(most)?.checked_next_multiple_of(64))?;
+    let mut cache = model.cache(rows)?;
     let mut texts = vec![Vec::new(); prompts.len()];
     if options.max_new_tokens == 0 {
         return Ok(texts);
@@ -90,14 +92,66 @@ fn choose(
         Choice::Sampled(sampling) => sampling,
     };
     let k = sampling.top_k.unwrap_or(usize::MAX).min(logits.ncols());
-    let options = Options {
-        temperature: PerRow::All(sampling.temperature),
+    let temperature = PerRow::All(sampling.temperature);
+    let mut options = Options {
+        temperature,
         top_p: PerRow::All(sampling.top_p),
         min_p: PerRow::All(sampling.min_p),
         ..Options::default()
     };
+    // `sample` takes `top_p` of all tokens; here it is of those that `top_k` left.
+    let top_p;
+    if k < logits.ncols() && sampling.top_p > 0.0 && sampling.top_p < 1.0 {
+        let plain = Options { temperature, ..Options::default() };
+        let left = softmax_topk(logits, k, &plain)?.probs.mapv(f64::from).sum_axis(Axis(1));
+        top_p = left.mapv(|left| (sampling.top_p * left).min(1.0));
+        options.top_p = PerRow::Each(top_p.view());
+    }
     let draw =
         |&index: &usize| Draw { seed: sampling.seed.wrapping_add(index as u64), step: step as u64 };
     let draws: Array1<Draw> = indices.iter().map(draw).collect();
     Ok(sample(logits, k, &options, draws.view())?.tokens.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::array;
+
+    use super::*;
+    use crate::generate::Sampling;
+
+    /// Speculative text has this law as well.
+    #[test]
+    fn cuts_leave_what_those_of_dflash_leave() {
+        const DRAWS: usize = 4000;
+        let logits = array![[0.3_f32, 0.1, 0.4, 0.2].map(f32::ln)];
+        for (top_k, top_p, min_p, kept) in [
+            (Some(2), 0.5, 0.0, 1),
+            (Some(2), 0.6, 0.0, 2),
+            (Some(3), 0.75, 0.0, 2),
+            (Some(3), 1.0, 0.6, 2),
+            (None, 0.75, 0.0, 3),
+            (None, 0.5, 0.3, 2),
+        ] {
+            let law = dflash::Sampling {
+                top_k,
+                top_p: Some(top_p),
+                min_p: Some(min_p),
+                ..dflash::Sampling::default()
+            };
+            let law = dflash::Law::from_logits(logits.row(0), 0, &law).unwrap();
+            assert_eq!(law.tokens().len(), kept);
+            let sampling = Sampling { top_k, top_p, min_p, ..Sampling::default() };
+            let mut counts = [0; 4];
+            for step in 0..DRAWS {
+                let drawn = choose(logits.view(), &[0], step, &Choice::Sampled(sampling)).unwrap();
+                counts[drawn[0] as usize] += 1;
+            }
+            for (token, count) in (0..).zip(counts) {
+                let (got, exact) = (f64::from(count) / DRAWS as f64, law.probability(token));
+                assert!((got - exact).abs() < 0.03, "{top_k:?} {top_p} {min_p}: {token} {got}");
+                assert!(count == 0 || exact > 0.0, "{top_k:?} {top_p} {min_p}: {token}");
+            }
+        }
+    }
 }

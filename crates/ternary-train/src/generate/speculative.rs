@@ -1,9 +1,10 @@
 //! Several tokens a step: what the prompt suggests, verified by the model in one pass.
 
-use dflash::{BoxError, DecodeOptions, Drafter, Generation, Pass, PromptLookup, Target};
+use dflash::{BoxError, DecodeOptions, Drafter, Generation, MAX_NODES, Pass, PromptLookup, Target};
 use kvcache::{Cache, Rows};
 use ndarray::ArrayViewMut2;
 
+use super::cache_rows;
 use crate::Error;
 use crate::infer::{Chunk, LogitRows, Model};
 
@@ -25,7 +26,7 @@ impl Default for Speculation {
 /// plain sampling, not its tokens.
 ///
 /// # Errors
-/// [`Error::Speculation`].
+/// [`Error::Speculation`]; [`Error::Option`] or [`Error::Cache`] for more tokens than there can be.
 pub fn generate_speculatively(
     model: &Model,
     prompts: &[impl AsRef<[u32]>],
@@ -37,18 +38,20 @@ pub fn generate_speculatively(
 /// [`generate_speculatively`] with any drafter.
 ///
 /// # Errors
-/// [`Error::Speculation`].
+/// As [`generate_speculatively`].
 pub fn generate_with(
     model: &Model,
     prompts: &[impl AsRef<[u32]>],
     options: &DecodeOptions<'_>,
     drafter: &mut impl Drafter,
 ) -> Result<Vec<Generation>, Error> {
-    let rows = |prompt: &[u32]| {
-        let longest = prompt.len() + options.max_new_tokens + options.budget + 1;
-        longest.next_multiple_of(64)
-    };
-    let mut cache = model.cache(prompts.iter().map(|prompt| rows(prompt.as_ref())).sum())?;
+    let most = options.max_new_tokens;
+    // The decoder refuses a larger tree.
+    let tree = options.budget.min(MAX_NODES) + 1;
+    let rows = cache_rows(prompts, most, |length| {
+        length.checked_add(most)?.checked_add(tree)?.checked_next_multiple_of(64)
+    })?;
+    let mut cache = model.cache(rows)?;
     let mut target = Verified(model);
     let mut decoder = dflash::Decoder::new(&mut target, &mut cache, options.clone())?;
     for prompt in prompts {

@@ -10,7 +10,7 @@ use super::matrix::products;
 use super::model::{Layer, Order};
 use super::{Chunk, LogitRows, Model, llama_cpp};
 use crate::Error;
-use crate::ops::{Direction, Rope, rotate};
+use crate::ops::{Direction, Rope, rotate, slice, slice_mut};
 
 /// Elements of a feed-forward layer that are worth another thread.
 const GRAIN: usize = 1 << 14;
@@ -91,9 +91,8 @@ impl<'a> Step<'a> {
             tokens.extend(chunk.tokens);
         }
         let mut x = try_array("x", (tokens.len(), config.hidden_size))?;
-        for (mut row, &token) in x.outer_iter_mut().zip(&tokens) {
-            let row = row.as_slice_mut().unwrap_or_default();
-            model.embedding.row_into(row, token as usize)?;
+        for (row, &token) in x.outer_iter_mut().zip(&tokens) {
+            model.embedding.row_into(slice_mut("x", row)?, token as usize)?;
         }
         Ok(Self {
             model,
@@ -132,8 +131,8 @@ impl<'a> Step<'a> {
         let (config, tokens) = (&self.model.config, x.nrows());
         let head_dim = config.head_dim;
         if self.model.order == Order::LlamaCpp {
-            let x = x.as_slice_mut().unwrap_or_default();
-            llama_cpp::rms_norm(x, norm.as_slice().unwrap_or_default(), config.rms_norm_eps);
+            let x = slice_mut("x", x.view_mut())?;
+            llama_cpp::rms_norm(x, slice("norm", norm.view())?, config.rms_norm_eps);
             llama_cpp::rotate(x, heads * head_dim, head_dim, &self.rope);
             return Ok(());
         }
@@ -141,7 +140,7 @@ impl<'a> Step<'a> {
         let rows = rows.map_err(|_| unfit("x"))?;
         let workspace = &mut Workspace::new(tokens * heads, head_dim, &Default::default())?;
         layer_norm_in_place(rows, None, &self.norm_options(norm), workspace)?;
-        let x = x.as_slice_mut().unwrap_or_default();
+        let x = slice_mut("x", x.view_mut())?;
         Ok(rotate(x, heads, head_dim, tokens, &self.rope, Direction::Forward)?)
     }
 
@@ -178,9 +177,8 @@ impl<'a> Step<'a> {
             Order::Own => swiglu,
             Order::LlamaCpp => llama_cpp::swiglu,
         };
-        let (gate_row, up_row) = (gate.as_slice_mut().unwrap_or_default(), up.as_slice());
-        let parts =
-            gate_row.par_chunks_mut(GRAIN).zip(up_row.unwrap_or_default().par_chunks(GRAIN));
+        let gate_row = slice_mut("gate", gate.view_mut())?;
+        let parts = gate_row.par_chunks_mut(GRAIN).zip(slice("up", up.view())?.par_chunks(GRAIN));
         parts.for_each(|(gate, up)| swiglu(gate, up));
         self.x += &layer.down.product(gate.view())?;
         Ok(())
@@ -210,9 +208,9 @@ impl<'a> Step<'a> {
     fn norm(&self, x: ArrayView2<'_, f32>, gamma: &Array1<f32>) -> Result<Array2<f32>, Error> {
         let (rows, columns) = x.dim();
         if self.model.order == Order::LlamaCpp {
-            let (mut y, gamma) = (x.to_owned(), gamma.as_slice().unwrap_or_default());
+            let (mut y, gamma) = (x.to_owned(), slice("norm", gamma.view())?);
             let eps = self.model.config.rms_norm_eps;
-            llama_cpp::rms_norm(y.as_slice_mut().unwrap_or_default(), gamma, eps);
+            llama_cpp::rms_norm(slice_mut("y", y.view_mut())?, gamma, eps);
             return Ok(y);
         }
         let mut y = try_array("y", (rows, columns))?;

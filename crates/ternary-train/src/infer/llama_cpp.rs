@@ -34,7 +34,7 @@ const CACHE_ROWS: usize = 256;
 pub enum Weights {
     /// `F32`.
     Float(Array2<f32>),
-    /// `Q2_0`.
+    /// `Q2_0`: blocks of 64 divide the columns and the groups.
     Ternary(Ternary),
 }
 
@@ -96,7 +96,7 @@ impl Weights {
 
 /// A row that is contiguous because its matrix is.
 fn slice<'a, T>(row: &'a ndarray::ArrayView1<'_, T>) -> &'a [T] {
-    row.as_slice().unwrap_or_default()
+    row.as_slice().expect("a row of a matrix in standard layout")
 }
 
 /// Activations as `Q8_0`: each 32 elements of a row have the scale `d = max |x| / 127`, rounded to f16

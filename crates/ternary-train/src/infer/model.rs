@@ -5,6 +5,7 @@ use ndarray::{Array1, Array2};
 use rayon::prelude::*;
 
 use super::{Matrix, llama_cpp};
+use crate::formats::check_blocks;
 use crate::{Config, Error, PackedMatrix, Ternary, Weights};
 
 /// A Qwen3 model for inference.
@@ -64,10 +65,17 @@ impl Model {
     /// number lies at the edge between two integers.
     ///
     /// # Errors
-    /// As [`float`](Self::float), and [`packed`](Self::packed) if the weights are ternary.
+    /// As [`float`](Self::float). If the weights are ternary, as [`packed`](Self::packed), and
+    /// [`Error::Config`] if blocks of 64 do not divide the group size and the columns of every matrix:
+    /// such a model has no file.
     pub fn like_llama_cpp(config: Config, weights: Weights) -> Result<Self, Error> {
         weights.check(&config)?;
         let projection = config.ternary;
+        if let Some(projection) = projection {
+            for named in weights.matrices() {
+                check_blocks(&named.name, named.weight.ncols(), projection.group)?;
+            }
+        }
         let model = Self::build(config, weights, |w| {
             Ok(Matrix::LlamaCpp(match projection {
                 Some(projection) => {

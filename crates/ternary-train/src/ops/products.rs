@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::{ArrayView, ArrayView2, ArrayViewMut, ArrayViewMut2, Dimension};
 use rayon::prelude::*;
 use tensor_utils::simd::{Simd, SimdBase};
 use tensor_utils::tile::pack::{copy_rows, pack_transposed, panel_depth};
@@ -138,16 +138,19 @@ impl<'a, A> Term<'a, A> {
     }
 }
 
-/// The elements of a matrix in standard layout.
-pub(super) fn slice<'a, A>(arg: &'static str, view: ArrayView2<'a, A>) -> Result<&'a [A], OpError> {
+/// The elements of an array in standard layout.
+pub(crate) fn slice<'a, A, D: Dimension>(
+    arg: &'static str,
+    view: ArrayView<'a, A, D>,
+) -> Result<&'a [A], OpError> {
     let strides = view.strides().to_vec();
     view.to_slice().ok_or(OpError::Strides { arg, strides })
 }
 
-/// The elements of a matrix in standard layout.
-pub(super) fn slice_mut<'a, A>(
+/// The elements of an array in standard layout.
+pub(crate) fn slice_mut<'a, A, D: Dimension>(
     arg: &'static str,
-    view: ArrayViewMut2<'a, A>,
+    view: ArrayViewMut<'a, A, D>,
 ) -> Result<&'a mut [A], OpError> {
     let strides = view.strides().to_vec();
     view.into_slice().ok_or(OpError::Strides { arg, strides })

@@ -33,8 +33,12 @@ struct Header {
 /// from [`load_checkpoint`].
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be written; the one at `path` is as it was then.
+/// [`Error::Io`] if the file cannot be written, [`Error::File`] if the training has diverged to weights
+/// that have no ternary form; the one at `path` is as it was then.
 pub fn save_checkpoint(path: &Path, trainer: &Trainer, note: &str) -> Result<(), Error> {
+    if !trainer.is_sound() {
+        return Err(Error::file(path, "not written: the weights have no ternary form"));
+    }
     let State { step, latent, mean, square } = &trainer.state;
     let header = Header {
         step: *step,

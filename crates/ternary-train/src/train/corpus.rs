@@ -23,7 +23,8 @@ impl Corpus {
         Ok(Self { train: read_all(train)?, validation: read_all(validation)? })
     }
 
-    /// The last `fraction` of the texts, one contiguous piece cut at a line, to measure with.
+    /// The last `fraction` of the texts, one contiguous piece cut at a line, to measure with; cut at a
+    /// character if no line begins in it.
     ///
     /// # Errors
     /// As [`by_work`](Self::by_work), and [`Error::Option`] if the fraction is not between 0 and 1.
@@ -40,7 +41,9 @@ impl Corpus {
             return Err(Error::option("val-fraction", "a number between 0 and 1", fraction));
         }
         let at = (text.len() as f64 * (1.0 - fraction)) as usize;
-        let line = text.as_bytes()[at..].iter().position(|&byte| byte == b'\n');
+        // The newline that ends the text would leave nothing.
+        let last = text.len().saturating_sub(1).max(at);
+        let line = text.as_bytes()[at..last].iter().position(|&byte| byte == b'\n');
         let at = match line {
             Some(line) => at + line + 1,
             None => text.floor_char_boundary(at),
@@ -87,5 +90,8 @@ mod tests {
         let corpus = Corpus::split("\u{e4}\u{f6}\u{fc}".repeat(5), 0.5).unwrap();
         assert_eq!(corpus.train.len() + corpus.validation.len(), 30);
         assert!(Corpus::split(text, 1.0).is_err());
+        // The one newline at the end is no place to cut.
+        let corpus = Corpus::split("x".repeat(99) + "\n", 0.1).unwrap();
+        assert_eq!((corpus.train.len(), corpus.validation.len()), (90, 10));
     }
 }

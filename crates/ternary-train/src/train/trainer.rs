@@ -133,6 +133,11 @@ impl Trainer {
         self.state.step
     }
 
+    /// Whether the weights have the form that the model wants.
+    pub(super) fn is_sound(&self) -> bool {
+        self.config.ternary.is_none() || self.projected.is_some()
+    }
+
     /// Whether the next step multiplies with ternary matrices.
     fn is_ternary(&self) -> bool {
         self.config.ternary.is_some() && self.state.step >= self.options.float_steps
@@ -191,7 +196,8 @@ impl Trainer {
     /// # Errors
     /// [`Error::Op`] for a token that the vocabulary does not have; [`Error::Diverged`] if the loss
     /// or the gradients are not finite, or the loss stays far above that of guessing. The weights
-    /// are those before the step then.
+    /// are those before the step then. Also if the update makes weights that have no ternary form: the
+    /// training is over then, and [`save_checkpoint`](crate::save_checkpoint) refuses it.
     pub fn step_on(
         &mut self,
         mut fill: impl FnMut(usize, &mut [u32], &mut [u32]),
@@ -258,6 +264,11 @@ impl Trainer {
         move_next(self.layout.norms, options.norm_rate, 0.0)?;
         self.state.step += 1;
         self.projected = None;
+        if let Err(Error::Group { .. }) = self.project() {
+            // Weights beyond the scales of f16 lead nowhere either.
+            let step = self.state.step;
+            return Err(Error::Diverged { step, loss: loss.mean(), gradient_norm });
+        }
         let accuracy = loss.correct as f64 / loss.tokens as f64;
         let (step, loss) = (self.state.step, loss.mean());
         Ok(StepReport { step, loss, accuracy, gradient_norm, clipped, learning_rate, counts })

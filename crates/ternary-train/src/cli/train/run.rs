@@ -123,19 +123,15 @@ impl Run<'_> {
 
     /// Ends a stretch of the curve with a validation.
     fn measure(&mut self, report: &StepReport, last: bool) -> Result<Point> {
-        let windows = self.note.eval_windows * if last { 5 } else { 1 };
-        let loss = match self.trainer.evaluate(&self.data.validation, windows) {
-            Ok(loss) => Some(loss.mean()),
-            Err(Error::TooShort { .. }) => None,
-            Err(error) => return Err(error.into()),
-        };
+        let windows = self.note.eval_windows.saturating_mul(if last { 5 } else { 1 });
+        let loss = self.trainer.evaluate(&self.data.validation, windows)?;
         let recent = std::mem::take(&mut self.note.progress.recent);
         let zeros =
             |counts: ternary_train::Counts| counts.zeros as f64 / counts.weights.max(1) as f64;
         let point = Point {
             step: report.step,
             train_loss: recent.mean(recent.loss),
-            validation_loss: loss,
+            validation_loss: Some(loss.mean()),
             zeros: report.counts.map(zeros),
             flipped: report.counts.map(|_| recent.mean(recent.flipped as f64)),
             clip_rate: recent.mean(recent.clipped as f64),
@@ -155,22 +151,17 @@ impl Run<'_> {
             config.ternary = None;
         }
         write_folder(self.out, &config, &weights, Some(&self.data.tokenizer))?;
-        let windows = 5 * self.note.eval_windows;
-        let validation = match self.trainer.evaluate(&self.data.validation, windows) {
-            Ok(loss) => {
-                let bytes: usize = self.data.validation[1..=loss.tokens]
-                    .iter()
-                    .map(|&token| self.data.tokenizer.token_bytes(token).len())
-                    .sum();
-                Some(Validation {
-                    loss: loss.mean(),
-                    perplexity: loss.mean().exp(),
-                    bits_per_byte: loss.sum / std::f64::consts::LN_2 / bytes.max(1) as f64,
-                    tokens: loss.tokens,
-                })
-            }
-            Err(Error::TooShort { .. }) => None,
-            Err(error) => return Err(error.into()),
+        let windows = self.note.eval_windows.saturating_mul(5);
+        let loss = self.trainer.evaluate(&self.data.validation, windows)?;
+        let bytes: usize = self.data.validation[1..=loss.tokens]
+            .iter()
+            .map(|&token| self.data.tokenizer.token_bytes(token).len())
+            .sum();
+        let validation = Validation {
+            loss: loss.mean(),
+            perplexity: loss.mean().exp(),
+            bits_per_byte: loss.sum / std::f64::consts::LN_2 / bytes.max(1) as f64,
+            tokens: loss.tokens,
         };
         let progress = self.note.progress;
         let report = TrainReport {
@@ -184,7 +175,7 @@ impl Run<'_> {
             tokens: options.steps * options.tokens_per_step(),
             seconds: progress.seconds,
             train_loss: progress.last_tenth.mean(progress.last_tenth.loss),
-            validation,
+            validation: Some(validation),
             leakage: self.data.leakage,
             peak_bytes: peak_memory(),
             clip_rate: progress.clipped as f64 / options.steps as f64,
@@ -200,12 +191,10 @@ impl Run<'_> {
             report.tokens_per_second(),
             self.out.display(),
         );
-        if let Some(validation) = report.validation {
-            println!(
-                "validation loss {:.4} nats a token, perplexity {:.2} ({}), {:.4} bits per byte",
-                validation.loss, validation.perplexity, report.tokenizer, validation.bits_per_byte,
-            );
-        }
+        println!(
+            "validation loss {:.4} nats a token, perplexity {:.2} ({}), {:.4} bits per byte",
+            validation.loss, validation.perplexity, report.tokenizer, validation.bits_per_byte,
+        );
         Ok(())
     }
 }

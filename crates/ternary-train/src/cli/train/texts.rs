@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use ternary_train::{Corpus, Leakage, Tokenizer, find_leak};
+use ternary_train::{Corpus, Leakage, Tokenizer, find_leak, windows_of};
 
 /// Folders of the workspace that hold no prose.
 const NOT_PROSE: [&str; 3] = ["target", "fixtures", "reports"];
@@ -56,6 +56,17 @@ impl Texts {
         } else {
             Corpus::by_work(&self.text, &self.val)?
         })
+    }
+
+    /// Checks that there is something to measure with.
+    pub(in crate::cli) fn check(&self, data: &Data, length: usize) -> Result<()> {
+        let tokens = data.validation.len();
+        let option = if self.val.is_empty() { "--val-fraction" } else { "--val" };
+        ensure!(
+            windows_of(tokens, length) > 0,
+            "{option}: the validation text has {tokens} tokens, a window takes {length} and the one after"
+        );
+        Ok(())
     }
 
     /// Reads them; with the tokenizer of a folder, or one that is made now.
