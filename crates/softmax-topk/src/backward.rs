@@ -8,6 +8,7 @@ use tensor_utils::{Element, Float, Isa, Kernel, check_shape, dispatch, narrow, t
 use crate::call::{Call, RowOptions, check_tokens};
 use crate::score::Score;
 use crate::source::{STRIPE, Source, Stripe, splat};
+use crate::sweep::{Coldness, sum};
 use crate::{Error, Logit, NanPolicy, Options, TopKView};
 
 /// Tokens that are worth another thread.
@@ -41,7 +42,7 @@ impl<A> Default for TopKGradients<'_, A> {
 /// Tokens that are not allowed have gradient 0, and so has a row that is -inf wholly. Tokens of +inf
 /// have NaN, and so has a whole row with NaN.
 ///
-/// Allocates the result alone. The time grows with `k N` for `N` given tokens in each row.
+/// Allocates the result alone. The time grows with `N (k + N)` for `N` given tokens in each row.
 ///
 /// # Errors
 /// [`Error`] names the argument or option that does not fit.
@@ -155,18 +156,26 @@ impl<T: Logit> Backward<'_, '_, '_, '_, '_, T> {
 
     fn row<S: Simd>(&self, simd: S, row: usize, mut d_logits: ArrayViewMut1<'_, T>) {
         let options = self.call.row_options(row);
-        let lse = self.top.lse[row];
-        if lse == T::Acc::NEG_INFINITY {
+        let source = Source::new(self.call, row, options.nan == NanPolicy::Ignore);
+        let indices = self.top.indices.index_axis(Axis(0), row);
+        let max = source.get(indices[0] as usize);
+        if max == T::Acc::NEG_INFINITY {
             d_logits.fill(T::default());
             return;
         }
-        let source = Source::new(self.call, row, options.nan == NanPolicy::Ignore);
+        let temperature = options.temperature;
+        // Not by way of the lse: rounded, it is as far off as the scores are large. Beside NaN or +inf no
+        // number has a probability.
+        let sum = if max.is_finite() {
+            sum(simd, &source, 0..source.stripes(), max, temperature)
+        } else {
+            1.0
+        };
         let (common, shares) = self.sums(row, options);
-        let coldness = 1.0 / options.temperature;
         let dense = Dense {
-            coldness: T::Acc::from_f64(coldness),
-            lse,
-            factor: T::Acc::from_f64(common * coldness),
+            max,
+            coldness: Coldness::of(temperature),
+            factor: T::Acc::from_f64(common / sum / temperature),
         };
         dense.fill(simd, &source, &mut d_logits);
         // Tokens with gradients of their own are computed again, so that they are rounded once.
@@ -175,12 +184,11 @@ impl<T: Logit> Backward<'_, '_, '_, '_, '_, T> {
             if score == T::Acc::NEG_INFINITY {
                 return;
             }
-            let p = (score.to_f64() * coldness - lse.to_f64()).exp();
+            let p = ((score.to_f64() - max.to_f64()) / temperature).exp() / sum;
             let of_column = column.map_or(0.0, |j| self.of_column(row, j, options, shares));
             let own = of_column + self.of_given(row, token);
-            d_logits[token] = T::from_f64((common * p + own) * coldness);
+            d_logits[token] = T::from_f64((common * p + own) / temperature);
         };
-        let indices = self.top.indices.index_axis(Axis(0), row);
         let columns = if self.gradients.probs.is_some() { self.kept(row) } else { 0 };
         for column in 0..columns {
             again(indices[column] as usize, Some(column));
@@ -242,8 +250,9 @@ impl<T: Logit> Backward<'_, '_, '_, '_, '_, T> {
 
 /// The part of the gradient that every token has: a multiple of its probability.
 struct Dense<A> {
-    coldness: A,
-    lse: A,
+    max: A,
+    coldness: Coldness<A>,
+    /// The multiple, for the exponential relative to the maximum.
     factor: A,
 }
 
@@ -282,14 +291,19 @@ impl<A: Score> Dense<A> {
     #[inline(always)]
     fn of_stripe<S: Simd>(&self, simd: S, scores: &Stripe<A>) -> Stripe<A> {
         let lanes = A::Vector::<S>::LEN;
-        let minus_lse = splat::<S, A>(simd, -self.lse);
-        let (coldness, factor) = (splat::<S, A>(simd, self.coldness), splat(simd, self.factor));
+        let (max, factor) = (splat::<S, A>(simd, self.max), splat(simd, self.factor));
+        let Coldness { high, low } = self.coldness;
+        let (high, low) = (splat::<S, A>(simd, high), splat(simd, low));
+        let none = splat::<S, A>(simd, A::NEG_INFINITY);
         let mut d = [A::ZERO; STRIPE];
         for i in 0..STRIPE / lanes {
             let score = A::Vector::<S>::from_slice(simd, &scores[i * lanes..][..lanes]);
-            let p = A::exp_vector(simd, score.mul_add(coldness, minus_lse));
-            let forbidden = score.simd_eq(splat::<S, A>(simd, A::NEG_INFINITY));
-            let value = forbidden.select(splat(simd, A::ZERO), p * factor);
+            let below = score - max;
+            let scaled = below * high;
+            // Of -inf there is no product with 0.
+            let scaled = scaled.simd_eq(none).select(none, below.mul_add(low, scaled));
+            let e = A::exp_nonpositive_vector(simd, scaled);
+            let value = score.simd_eq(none).select(splat(simd, A::ZERO), e * factor);
             value.store_slice(&mut d[i * lanes..][..lanes]);
         }
         d

@@ -1,8 +1,9 @@
 //! A checked call: options resolved against the shapes they came with.
 
 use ndarray::{ArrayView1, ArrayView2, Axis};
-use tensor_utils::{Float, check_shape};
+use tensor_utils::check_shape;
 
+use crate::score::Score;
 use crate::{Error, Logit, Mask, NanPolicy, Options, PerRow};
 
 /// What a call computes.
@@ -120,7 +121,7 @@ fn of_row<T>(matrix: ArrayView2<'_, T>, row: usize) -> ArrayView1<'_, T> {
     matrix.index_axis_move(Axis(0), row)
 }
 
-fn check_options<A: Float>(
+fn check_options<A: Score>(
     rows: usize,
     vocabulary: usize,
     options: &Options<'_, A>,
@@ -141,10 +142,12 @@ fn check_options<A: Float>(
         }
         None => {}
     }
-    let positive = "a positive finite number with a finite reciprocal in the compute type";
+    let positive = "a positive finite number, at most a thousandth of the largest of the compute type and with \
+                    a finite reciprocal in it";
     check_per_row("temperature", temperature, rows, positive, |t| {
-        let (t, reciprocal) = (A::from_f64(t), A::from_f64(1.0 / t));
-        t > A::ZERO && t.is_finite() && reciprocal > A::ZERO && reciprocal.is_finite()
+        // Above, a score that is further below the maximum than any number has a share that counts.
+        let largest = -A::LOWEST.to_f64() / 1000.0;
+        t > 0.0 && t <= largest && A::from_f64(1.0 / t).is_finite()
     })?;
     check_per_row("top_p", top_p, rows, "above 0 and at most 1", |p| p > 0.0 && p <= 1.0)?;
     check_per_row("min_p", min_p, rows, "at least 0 and at most 1", |p| (0.0..=1.0).contains(&p))?;

@@ -49,7 +49,9 @@ pub enum Error {
         vocabulary: usize,
     },
     /// A score is NaN, and the policy is [`NanPolicy::Error`](crate::NanPolicy::Error).
-    #[error("the score of token {token} in row {row} is NaN")]
+    #[error(
+        "`logits`, plus `bias` if given, is NaN for token {token} in row {row}, expected a number"
+    )]
     Nan {
         /// The first row with one.
         row: usize,

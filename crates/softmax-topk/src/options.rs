@@ -12,7 +12,8 @@ use tensor_utils::{Float, Isa};
 /// Order and ties are those of the scores; the temperature divides them afterwards.
 #[derive(Debug, Clone)]
 pub struct Options<'a, A: Float> {
-    /// Divides the scores; positive and finite, and so must its reciprocal be in `A`. Default 1.
+    /// Divides the scores; positive, at most a thousandth of the largest number of `A`, and with a finite
+    /// reciprocal in `A`. Default 1.
     ///
     /// There is no temperature 0: the best token is the first of the top-k, whatever the temperature.
     pub temperature: PerRow<'a>,

@@ -8,6 +8,7 @@ use std::cmp::Ordering;
 use ndarray::{Array1, Array2, ArrayView2};
 use tensor_utils::{Element, Float, check_shape};
 
+use crate::score::Score;
 use crate::{Error, Logit, Mask, NanPolicy, Options, PerRow, TokenScores, TopK, TopKGradients};
 
 /// [`softmax_topk`](crate::softmax_topk), computed in `f64` throughout and not rounded.
@@ -162,7 +163,7 @@ fn order<A: Float>(scores: &[A], a: usize, b: usize) -> Ordering {
     by_value.then(a.cmp(&b))
 }
 
-fn check<T: Element>(
+fn check<T: Logit>(
     logits: ArrayView2<'_, T>,
     k: usize,
     options: &Options<'_, T::Acc>,
@@ -186,12 +187,15 @@ fn check<T: Element>(
     if let Some((given, words)) = mask {
         check_shape("mask", &[given, words], &[of_rows(given), vocabulary.div_ceil(bits)])?;
     }
+    let temperatures = "a positive finite number, at most a thousandth of the largest of the compute type and \
+                        with a finite reciprocal in it";
     let ranges: [(_, _, _, fn(f64) -> bool); 3] = [
-        ("temperature", options.temperature, "a positive finite number", |t| {
-            t > 0.0 && t.is_finite()
+        ("temperature", options.temperature, temperatures, |t| {
+            let reciprocal = T::Acc::from_f64(1.0 / t);
+            t > 0.0 && t <= -T::Acc::LOWEST.to_f64() / 1000.0 && reciprocal.is_finite()
         }),
         ("top_p", options.top_p, "above 0 and at most 1", |p| p > 0.0 && p <= 1.0),
-        ("min_p", options.min_p, "in [0, 1]", |p| (0.0..=1.0).contains(&p)),
+        ("min_p", options.min_p, "at least 0 and at most 1", |p| (0.0..=1.0).contains(&p)),
     ];
     for (option, values, expected, fits) in ranges {
         if let PerRow::Each(values) = values {
@@ -216,7 +220,7 @@ fn check<T: Element>(
 }
 
 /// Softmax and sort with all arithmetic in `A`.
-fn compute<T: Element, A: Float>(
+fn compute<T: Logit, A: Float>(
     logits: ArrayView2<'_, T>,
     k: usize,
     options: &Options<'_, T::Acc>,

@@ -1,12 +1,12 @@
 //! Drawing a token from what the cuts kept.
 
-use ndarray::{Array1, ArrayView1, ArrayView2, ArrayViewMut1};
+use ndarray::{Array1, ArrayView1, ArrayView2, ArrayViewMut1, Axis};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use tensor_utils::{Float, check_shape, try_array};
 
 use crate::call::Call;
-use crate::{Error, Logit, Options, Tiling, TopK, TopKMut, TopKView, Workspace, softmax_topk_into};
+use crate::{Error, Logit, Options, Tiling, TopK, TopKMut, Workspace, softmax_topk_into};
 
 /// Which random number a row is drawn with.
 ///
@@ -104,35 +104,25 @@ pub fn sample_into<T: Logit>(
     check_shape("columns", columns.shape(), &[rows])?;
     check_shape("draws", draws.shape(), &[rows])?;
     softmax_topk_into(top.reborrow(), logits, options, workspace)?;
-    let top = top.as_view();
     for row in 0..rows {
-        let column = pick(&top, row, options.log, draws[row].uniform())?;
+        let probs = top.probs.row(row);
+        let kept = probs.slice_axis(Axis(0), (..top.kept[row] as usize).into());
+        let column = pick(kept, options.log, draws[row].uniform());
+        let column = column.ok_or(Error::NothingToDraw { row })?;
         columns[row] = column as u32;
         tokens[row] = top.indices[[row, column]];
     }
     Ok(())
 }
 
-/// The column of a row that the number `uniform` in `[0, 1)` picks.
-fn pick<A: Float>(
-    top: &TopKView<'_, A>,
-    row: usize,
-    log: bool,
-    uniform: f64,
-) -> Result<usize, Error> {
-    let kept = top.kept[row] as usize;
-    let prob = |column: usize| {
-        let prob = top.probs[[row, column]].to_f64();
-        if log { prob.exp() } else { prob }
-    };
-    let total: f64 = (0..kept).map(prob).sum();
+/// The column that the number `uniform` in `[0, 1)` picks, of the probabilities that were kept.
+fn pick<A: Float>(kept: ArrayView1<'_, A>, log: bool, uniform: f64) -> Option<usize> {
+    let prob = |prob: &A| if log { prob.to_f64().exp() } else { prob.to_f64() };
+    let total: f64 = kept.iter().map(prob).sum();
     let target = uniform * total;
     let mut sum = 0.0;
-    for column in 0..kept {
-        sum += prob(column);
-        if sum > target {
-            return Ok(column);
-        }
-    }
-    Err(Error::NothingToDraw { row })
+    kept.iter().position(|kept| {
+        sum += prob(kept);
+        sum > target
+    })
 }

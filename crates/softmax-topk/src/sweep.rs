@@ -33,13 +33,13 @@ const CHAINS: usize = 4;
 
 /// The reciprocal of the temperature as the sum of two numbers of the compute type.
 #[derive(Debug, Clone, Copy)]
-struct Coldness<A> {
-    high: A,
-    low: A,
+pub(crate) struct Coldness<A> {
+    pub(crate) high: A,
+    pub(crate) low: A,
 }
 
 impl<A: Float> Coldness<A> {
-    fn of(temperature: f64) -> Self {
+    pub(crate) fn of(temperature: f64) -> Self {
         let reciprocal = 1.0 / temperature;
         let high = A::from_f64(reciprocal);
         Self { high, low: A::from_f64(reciprocal - high.to_f64()) }

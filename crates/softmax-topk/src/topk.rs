@@ -219,16 +219,6 @@ impl<A: Float> TopKMut<'_, A> {
         }
     }
 
-    /// The same views to read.
-    pub(crate) fn as_view(&self) -> TopKView<'_, A> {
-        TopKView {
-            indices: self.indices.view(),
-            probs: self.probs.view(),
-            lse: self.lse.view(),
-            kept: self.kept.view(),
-        }
-    }
-
     /// The rows before `row`, and the others.
     pub(crate) fn split_at(self, row: usize) -> (Self, Self) {
         let (indices, indices_below) = self.indices.split_at(Axis(0), row);

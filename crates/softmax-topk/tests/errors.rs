@@ -16,6 +16,10 @@ use tensor_utils::{Isa, IsaError};
 /// The message of the fast path, which the oracle agrees on.
 fn message(logits: &Array2<f32>, k: usize, options: &Options<'_, f32>) -> String {
     let error = softmax_topk(logits.view(), k, options).unwrap_err();
+    let of_naive = softmax_topk_naive(logits.view(), k, options).unwrap_err();
+    assert_eq!(of_naive.to_string(), error.to_string());
+    let of_reference = softmax_topk_reference(logits.view(), k, options).unwrap_err();
+    assert_eq!(of_reference.to_string(), error.to_string());
     let draws = Array1::from_elem(logits.dim().0, Draw::default());
     let of_sample = sample(logits.view(), k, options, draws.view()).unwrap_err();
     assert_eq!(of_sample.to_string(), error.to_string());
@@ -31,8 +35,6 @@ fn k_is_between_1_and_the_vocabulary() {
     let expected = "expected 1 to 70, the length of the rows of `logits`";
     for k in [0, 71, usize::MAX] {
         assert_eq!(message(&logits(), k, &Options::default()), format!("`k` is {k}, {expected}"));
-        let naive = softmax_topk_naive(logits().view(), k, &Options::default());
-        assert_eq!(naive.unwrap_err(), Error::K { k, vocabulary: 70 });
     }
     let empty = Array2::<f32>::zeros((2, 0));
     assert_eq!(
@@ -55,7 +57,7 @@ fn vocabularies_are_counted_in_32_bits() {
 fn options_are_in_their_range() {
     let nan = f64::NAN;
     for (wrong, text) in
-        [(0.0, "0"), (-1.0, "-1"), (nan, "NaN"), (f64::INFINITY, "inf"), (1e-60, "")]
+        [(0.0, "0"), (-1.0, "-1"), (nan, "NaN"), (f64::INFINITY, "inf"), (1e-60, ""), (1e37, "")]
     {
         let options = Options { temperature: PerRow::All(wrong), ..Options::default() };
         let message = message(&logits(), 2, &options);
@@ -69,8 +71,6 @@ fn options_are_in_their_range() {
         let message = message(&logits(), 2, &options);
         assert!(message.starts_with("option `top_p` is "), "{message}");
         assert!(message.ends_with("for row 2, expected above 0 and at most 1"), "{message}");
-        let reference = softmax_topk_reference(logits().view(), 2, &options).unwrap_err();
-        assert!(matches!(reference, Error::Option { option: "top_p", row: 2, .. }));
     }
     for wrong in [1.1, -0.5, nan] {
         let options = Options { min_p: PerRow::All(wrong), ..Options::default() };
@@ -121,8 +121,6 @@ fn shapes_fit() {
         ),
     ] {
         assert_eq!(message(&logits(), 2, &options), expected);
-        let reference = softmax_topk_reference(logits().view(), 2, &options).unwrap_err();
-        assert_eq!(reference.to_string(), expected);
     }
 }
 
@@ -132,7 +130,9 @@ fn nan_and_nothing_to_draw_are_located() {
     x[[1, 40]] = f32::NAN;
     x[[1, 50]] = f32::NAN;
     x[[2, 3]] = f32::NAN;
-    assert_eq!(message(&x, 2, &Options::default()), "the score of token 40 in row 1 is NaN");
+    let expected =
+        "`logits`, plus `bias` if given, is NaN for token 40 in row 1, expected a number";
+    assert_eq!(message(&x, 2, &Options::default()), expected);
     x.fill(1.0);
     x.row_mut(2).fill(f32::NEG_INFINITY);
     let draws = Array1::from_elem(3, Draw::default());

@@ -186,7 +186,7 @@ proptest! {
                 features.mask_bits == 32 && inputs.mask_32[[if features.shared { 0 } else { row }, token as usize / 32]] >> (token % 32) & 1 == 0
                     || features.mask_bits == 64 && inputs.mask_64[[if features.shared { 0 } else { row }, token as usize / 64]] >> (token % 64) & 1 == 0
             });
-            // The log-probability of a token that is not allowed is -inf and moves with nothing.
+            // Of a given token that is not allowed, [i = j] in eq. 8 is left out: its logit moves nothing.
             if !masked {
                 let want = if nothing { 0.0 } else { inputs.d_lse[row] };
                 prop_assert!((sum - want).abs() < 1e-9, "row {}: {} for {}", row, sum, want);

@@ -5,12 +5,14 @@
 mod common;
 
 use common::{Features, Inputs, Layout, Values, tilings};
+use ndarray::{Array2, array};
 use softmax_topk::{
-    Logit, NanPolicy, Options, Passes, PerRow, Tiling, TopK, softmax_topk, softmax_topk_backward,
-    softmax_topk_backward_reference, softmax_topk_naive, softmax_topk_reference,
+    Logit, NanPolicy, Options, Passes, PerRow, Tiling, TopK, TopKGradients, softmax_topk,
+    softmax_topk_backward, softmax_topk_backward_reference, softmax_topk_naive,
+    softmax_topk_reference,
 };
 use tensor_utils::testing::{ErrorRatios, Tolerance, check_close, error_ratio};
-use tensor_utils::{Element, bf16, f16};
+use tensor_utils::{Element, Float, bf16, f16};
 
 /// Checks the results of all `tilings`, or that they are the error of the reference.
 fn check_forward<T: Logit>(inputs: &Inputs<T>, tilings: &[Tiling]) {
@@ -240,6 +242,107 @@ fn errors_are_those_of_the_naive_algorithm_at_most() {
     }
 }
 
+/// The gradient with all arithmetic in the type that is computed in.
+fn naive_gradient<T: Logit>(
+    gradients: &TopKGradients<'_, T::Acc>,
+    logits: &Array2<T>,
+    temperature: f64,
+    top: &TopK<T::Acc>,
+    tokens: &Array2<u32>,
+) -> Array2<T> {
+    let temperature = T::Acc::from_f64(temperature);
+    let mut all = Array2::default(logits.dim());
+    for row in 0..logits.dim().0 {
+        let x: Vec<T::Acc> = logits.row(row).iter().map(|x| x.to_acc()).collect();
+        let max = x.iter().copied().fold(T::Acc::NEG_INFINITY, T::Acc::max_nan);
+        let e: Vec<_> = x.iter().map(|&x| ((x - max) / temperature).exp()).collect();
+        let sum: T::Acc = e.iter().copied().sum();
+        let mut own = vec![T::Acc::ZERO; x.len()];
+        if let Some(d) = gradients.probs {
+            for (&token, &d) in top.indices.row(row).iter().zip(d.row(row)) {
+                own[token as usize] += d * (e[token as usize] / sum);
+            }
+        }
+        if let Some(d) = gradients.token_logprobs {
+            for (&token, &d) in tokens.row(row).iter().zip(d.row(row)) {
+                own[token as usize] += d;
+            }
+        }
+        let of_own: T::Acc = own.iter().copied().sum();
+        let common = gradients.lse.map_or(T::Acc::ZERO, |d| d[row]) - of_own;
+        for token in 0..x.len() {
+            let d = (common * (e[token] / sum) + own[token]) / temperature;
+            all[[row, token]] = T::from_acc(d);
+        }
+    }
+    all
+}
+
+/// The median error of the gradient is at most 1.5 times that of the naive one, however far from 0 the
+/// logits are; none is three times it.
+#[test]
+fn errors_of_gradients_do_not_grow_with_the_logits() {
+    fn check<T: Logit>() {
+        let mut ratios = ErrorRatios::default();
+        for (seed, vocabulary) in [100, 1000, 20_000].into_iter().enumerate() {
+            for offset in [0.0, 50.0, 1000.0] {
+                for temperature in [1.0, 0.1] {
+                    let features = Features { tokens: 2, ..Features::new(3, vocabulary, 20) };
+                    let inputs = Inputs::<T>::new(Features { seed: seed as u64, ..features });
+                    let logits = inputs.logits.mapv(|x| T::from_f64(x.to_f64() + offset));
+                    let options =
+                        Options { temperature: PerRow::All(temperature), ..inputs.options() };
+                    let top = softmax_topk(logits.view(), 20, &options).unwrap();
+                    let all = inputs.gradients();
+                    let dense = TopKGradients { lse: all.lse, ..TopKGradients::default() };
+                    for gradients in [dense, all] {
+                        let got =
+                            softmax_topk_backward(&gradients, logits.view(), top.view(), &options)
+                                .unwrap();
+                        let (naive, want) = (
+                            naive_gradient(&gradients, &logits, temperature, &top, &inputs.tokens),
+                            softmax_topk_backward_reference(
+                                &gradients,
+                                logits.view(),
+                                20,
+                                &options,
+                            )
+                            .unwrap(),
+                        );
+                        let name = format!("{vocabulary} tokens around {offset} / {temperature}");
+                        ratios.push(name, error_ratio(&got, &naive, &want).unwrap());
+                    }
+                }
+            }
+        }
+        ratios.check(1.5, 3.0).unwrap_or_else(|error| panic!("{}: {error}", T::NAME));
+    }
+    check::<f32>();
+    check::<bf16>();
+}
+
+#[test]
+fn gradients_at_the_edges() {
+    let (inf, nan, min) = (f32::INFINITY, f32::NAN, f32::MIN);
+    let options =
+        Options { temperature: PerRow::All(0.5), nan: NanPolicy::Greatest, ..Options::default() };
+    let d_lse = array![1.0];
+    let gradients = TopKGradients { lse: Some(d_lse.view()), ..Default::default() };
+    for (logits, want) in [
+        (array![[inf, 1.0, -inf]], array![[nan, 0.0, 0.0]]),
+        (array![[1.0, nan, -inf]], array![[nan, nan, 0.0]]),
+        (array![[-inf, -inf, -inf]], array![[0.0, 0.0, 0.0]]),
+        // The lse is out of range, the probabilities are not.
+        (array![[min, -inf, min]], array![[1.0, 0.0, 1.0]]),
+        // Further from the maximum than any number.
+        (array![[min, 1.0, f32::MAX]], array![[0.0, 0.0, 2.0]]),
+    ] {
+        let top = softmax_topk(logits.view(), 1, &options).unwrap();
+        let got = softmax_topk_backward(&gradients, logits.view(), top.view(), &options).unwrap();
+        check_close(&got, &want.mapv(f64::from), Tolerance { abs: 0.0, rel: 1e-6 }).unwrap();
+    }
+}
+
 #[test]
 fn one_and_two_passes_choose_alike() {
     let features = Features { temperatures: true, ..Features::new(3, 20_000, 300) };
@@ -250,7 +353,7 @@ fn one_and_two_passes_choose_alike() {
 
 #[test]
 fn temperatures_at_the_ends_of_their_range() {
-    for temperature in [1e-30, 1e-3, 1e30] {
+    for temperature in [1e-30, 1e-3, 1e30, 3.4e35] {
         let inputs = Inputs::<f32>::new(Features::new(2, 400, 400));
         let options =
             Options { temperature: PerRow::All(temperature), log: true, ..Options::default() };
