@@ -1,6 +1,6 @@
 //! The public entry points of the backward pass.
 
-use attn_flash::internals::{Sizes, check_sizes, longest};
+use attn_flash::internals::{Call, Sizes, check_sizes, longest};
 use attn_flash::{Mask, Options};
 use ndarray::{
     Array1, Array2, Array3, Array4, ArrayD, ArrayView2, ArrayView3, ArrayView4, ArrayViewMut1,
@@ -131,6 +131,10 @@ pub struct VarlenGradientsMut<'a, T: Element> {
 /// At the edges:
 /// - A query that saw nothing gets `dq = 0` and adds nothing to the others, exactly.
 /// - NaN or infinity has no effect through a pair that is not visible.
+/// - No weight in `P` is above 1, however large the scores. A score `s` is off by some roundings of
+///   itself, here and in `lse`, and `P` as much relatively: where the largest `|s|` is above `2^14`, by
+///   more than a rounding to bf16. In `f32` and `f64` a weight of 1 is exact if the forward pass ran on the
+///   same instruction set.
 /// - Gradients of heads that share keys add up in `dk` and `dv`, those of axes along which the bias
 ///   is broadcast in `dbias`. 16-bit types add up in `f32` and are rounded once.
 ///
@@ -172,14 +176,13 @@ pub fn attention_backward<T: Element, M: Mask>(
     inputs: &Inputs<'_, T>,
     options: &Options<'_, T, M>,
 ) -> Result<Gradients<T>, Error> {
-    inputs.check()?;
+    let sizes = inputs.check()?;
     let mut workspace = Workspace::new(inputs, &Tiling::default())?;
     let mut dq = try_array("dq", inputs.q.dim())?;
     let mut dk = try_array("dk", inputs.k.dim())?;
     let mut dv = try_array("dv", inputs.v.dim())?;
     let mut delta = try_array("delta", inputs.lse.dim())?;
-    let mut dbias = options.bias.as_ref().map(|bias| ArrayD::default(bias.shape()));
-    let mut dsinks = options.sinks.map(|sinks| Array1::default(sinks.len()));
+    let (mut dbias, mut dsinks) = option_gradients(options, sizes)?;
     let gradients = GradientsMut {
         dq: dq.view_mut(),
         dk: dk.view_mut(),
@@ -205,7 +208,7 @@ pub fn attention_backward_into<T: Element, M: Mask>(
     options: &Options<'_, T, M>,
     workspace: &mut Workspace<T>,
 ) -> Result<(), Error> {
-    inputs.check()?;
+    let sizes = inputs.check()?;
     let GradientsMut { dq, dk, dv, delta, dbias, dsinks } = gradients;
     check_shape("dq", dq.shape(), inputs.q.shape())?;
     check_shape("dk", dk.shape(), inputs.k.shape())?;
@@ -213,18 +216,12 @@ pub fn attention_backward_into<T: Element, M: Mask>(
     if let Some(delta) = &delta {
         check_shape("delta", delta.shape(), inputs.lse.shape())?;
     }
-    let (batch, heads, queries, d) = inputs.q.dim();
-    let (_, key_heads, keys, _) = inputs.k.dim();
-    let e = inputs.v.dim().3;
-    let sizes = Sizes { batch, heads, key_heads, queries, keys, d, e };
     let saved = Saved::Dense(inputs);
     let outputs = Outputs::Dense([dq, dk, dv]);
     run(&saved, sizes, inputs.room(), outputs, dbias, dsinks, options, workspace)?;
     if let Some(mut delta) = delta {
         // The workspace holds delta, head by head.
-        let rows = delta.outer_iter_mut().flat_map(|entry| entry.into_iter());
-        // Delta first: without rows there may be very many empty entries.
-        workspace.delta.iter().zip(rows).for_each(|(&delta, out)| *out = delta);
+        delta.iter_mut().zip(&workspace.delta).for_each(|(out, &delta)| *out = delta);
     }
     Ok(())
 }
@@ -239,14 +236,13 @@ pub fn attention_varlen_backward<T: Element, M: Mask>(
     inputs: &VarlenInputs<'_, T>,
     options: &Options<'_, T, M>,
 ) -> Result<VarlenGradients<T>, Error> {
-    inputs.check()?;
+    let sizes = inputs.check()?;
     let mut workspace = Workspace::new_varlen(inputs, &Tiling::default())?;
     let mut dq = try_array("dq", inputs.q.dim())?;
     let mut dk = try_array("dk", inputs.k.dim())?;
     let mut dv = try_array("dv", inputs.v.dim())?;
     let mut delta = try_array("delta", inputs.lse.dim())?;
-    let mut dbias = options.bias.as_ref().map(|bias| ArrayD::default(bias.shape()));
-    let mut dsinks = options.sinks.map(|sinks| Array1::default(sinks.len()));
+    let (mut dbias, mut dsinks) = option_gradients(options, sizes)?;
     let gradients = VarlenGradientsMut {
         dq: dq.view_mut(),
         dk: dk.view_mut(),
@@ -269,7 +265,7 @@ pub fn attention_varlen_backward_into<T: Element, M: Mask>(
     options: &Options<'_, T, M>,
     workspace: &mut Workspace<T>,
 ) -> Result<(), Error> {
-    let (queries, keys) = inputs.check()?;
+    let sizes = inputs.check()?;
     let VarlenGradientsMut { dq, dk, dv, delta, dbias, dsinks } = gradients;
     check_shape("dq", dq.shape(), inputs.q.shape())?;
     check_shape("dk", dk.shape(), inputs.k.shape())?;
@@ -277,14 +273,11 @@ pub fn attention_varlen_backward_into<T: Element, M: Mask>(
     if let Some(delta) = &delta {
         check_shape("delta", delta.shape(), inputs.lse.shape())?;
     }
-    let (_, heads, d) = inputs.q.dim();
-    let (_, key_heads, e) = inputs.v.dim();
-    let batch = inputs.query_offsets.len() - 1;
-    let sizes = Sizes { batch, heads, key_heads, queries, keys, d, e };
     let saved = Saved::Packed(inputs);
     let outputs = Outputs::Packed([dq, dk, dv]);
     run(&saved, sizes, inputs.room(), outputs, dbias, dsinks, options, workspace)?;
-    if let Some(mut delta) = delta {
+    // Without rows there may be very many heads.
+    if let Some(mut delta) = delta.filter(|delta| !delta.is_empty()) {
         // The workspace holds delta, head by head of each sequence.
         let mut from = workspace.delta.iter();
         for rows in inputs.query_offsets.windows(2) {
@@ -297,9 +290,20 @@ pub fn attention_varlen_backward_into<T: Element, M: Mask>(
     Ok(())
 }
 
+/// Room for the gradients of the bias and the sinks of a call, once its options have been checked.
+fn option_gradients<T: Element, M: Mask>(
+    options: &Options<'_, T, M>,
+    sizes: Sizes,
+) -> Result<(Option<ArrayD<T>>, Option<Array1<T::Acc>>), Error> {
+    Call::new(options, sizes)?;
+    let dbias = options.bias.as_ref().map(|bias| try_array("dbias", bias.raw_dim()));
+    let dsinks = options.sinks.map(|sinks| try_array("dsinks", sinks.len()));
+    Ok((dbias.transpose()?, dsinks.transpose()?))
+}
+
 impl<T: Element> Inputs<'_, T> {
-    /// Checks the shapes.
-    fn check(&self) -> Result<(), Error> {
+    /// Checks the shapes; returns the sizes.
+    fn check(&self) -> Result<Sizes, Error> {
         let (b, h, n, d) = self.q.dim();
         let (_, g, m, _) = self.k.dim();
         let e = self.v.dim().3;
@@ -313,7 +317,7 @@ impl<T: Element> Inputs<'_, T> {
         if let Some(d_lse) = &self.d_lse {
             check_shape("d_lse", d_lse.shape(), &[b, h, n])?;
         }
-        Ok(())
+        Ok(sizes)
     }
 
     /// What a workspace must have room for.
@@ -329,8 +333,8 @@ impl<T: Element> Inputs<'_, T> {
 }
 
 impl<T: Element> VarlenInputs<'_, T> {
-    /// Checks the shapes; returns the lengths of the longest sequence.
-    fn check(&self) -> Result<(usize, usize), Error> {
+    /// Checks the shapes; returns the sizes, with the lengths of the longest sequence.
+    fn check(&self) -> Result<Sizes, Error> {
         let (total, h, d) = self.q.dim();
         let (total_keys, g, _) = self.k.dim();
         let e = self.v.dim().2;
@@ -349,7 +353,7 @@ impl<T: Element> VarlenInputs<'_, T> {
         if let Some(d_lse) = &self.d_lse {
             check_shape("d_lse", d_lse.shape(), &[total, h])?;
         }
-        Ok((queries, keys))
+        Ok(sizes)
     }
 
     /// What a workspace must have room for.

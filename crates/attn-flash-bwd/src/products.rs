@@ -212,7 +212,9 @@ pub(crate) fn softmax_gradient<S: Simd, A: Float>(
             for (s, dp) in scores.chunks_exact_mut(lanes).zip(dp.chunks_exact_mut(lanes)) {
                 let ([score], [d]) = (load::<S, A, 1>(simd, s), load::<S, A, 1>(simd, dp));
                 let masked = score.simd_eq(masked);
-                let p = exp(score - lse);
+                // A score that rounds otherwise than that of the forward pass may be above the lse.
+                let x = score - lse;
+                let p = exp(x.simd_gt(zero).select(zero, x));
                 masked.select(zero, p).store_slice(s);
                 masked.select(zero, p * (d - delta)).store_slice(dp);
             }

@@ -138,9 +138,16 @@ impl Filled {
 }
 
 fn into(inputs: &Inputs<'_, f32>, options: &Options<'_, f32>) -> Result<(), Error> {
-    let mut workspace = Workspace::new(inputs, &Tiling::default())?;
+    into_with(inputs, options, &mut Workspace::new(inputs, &Tiling::default())?)
+}
+
+fn into_with(
+    inputs: &Inputs<'_, f32>,
+    options: &Options<'_, f32>,
+    workspace: &mut Workspace<f32>,
+) -> Result<(), Error> {
     let mut gradients = Filled::new(inputs, options);
-    let result = attention_backward_into(gradients.view_mut(), inputs, options, &mut workspace);
+    let result = attention_backward_into(gradients.view_mut(), inputs, options, workspace);
     assert!(result.is_ok() || gradients.is_untouched(), "gradients of a failed call were touched");
     result
 }
@@ -206,10 +213,11 @@ fn what_the_forward_pass_refuses() {
             assert!(matches!(error, Error::Forward(_)), "{error:?}");
         }
     };
-    for scale in [f64::NAN, f64::INFINITY] {
+    // The last ones are numbers in f64 only.
+    for scale in [f64::NAN, f64::INFINITY, 1e39] {
         refused("scale", &Options { scale: Some(scale), ..Options::default() });
     }
-    for cap in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+    for cap in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e39, 1e-46] {
         refused("softcap", &Options { softcap: Some(cap), ..Options::default() });
     }
     for lengths in [&[1][..], &[1, 2, 3], &[7, 1]] {
@@ -519,22 +527,61 @@ fn select_extreme() -> impl Strategy<Value = isize> {
     )
 }
 
-/// A call without queries and keys has nothing to do, whatever the other lengths are.
+/// Whether `run` returns in a time that is none for a machine.
+fn returns(what: &str, run: impl FnOnce() + Send + 'static) {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        run();
+        sender.send(()).unwrap();
+    });
+    receiver.recv_timeout(Duration::from_secs(10)).unwrap_or_else(|_| panic!("no answer: {what}"));
+}
+
+/// A call without queries and keys has nothing to do, whatever the other lengths are, and however large
+/// the workspace is.
 #[test]
 fn huge_but_empty() {
     let huge = 1 << 40;
     for [b, h, n, m] in
         [[0, huge, 3, 3], [huge, 0, 3, 3], [0, 2, huge, huge], [2, 0, huge, huge], [huge, 2, 0, 0]]
     {
-        let (sender, receiver) = mpsc::channel();
-        thread::spawn(move || {
+        returns(&format!("{:?}", [b, h, n, m]), move || {
             let one = ndarray::arr0(1.0_f32);
             let shapes = Shapes::of([b, h, n, 8], [b, h, m, 8], [b, h, m, 3]);
             let options = Options { causal: true, ..Options::default() };
-            sender.send(into(&shapes.inputs(&one), &options)).unwrap();
+            into(&shapes.inputs(&one), &options).unwrap();
+            let mut larger = Workspace::new(&GOOD.inputs(&one), &Tiling::default()).unwrap();
+            into_with(&shapes.inputs(&one), &options, &mut larger).unwrap();
         });
-        let result = receiver.recv_timeout(Duration::from_secs(10));
-        result.unwrap_or_else(|_| panic!("no answer for {:?}", [b, h, n, m])).unwrap();
+    }
+    returns("packed", move || {
+        let one = ndarray::arr0(1.0_f32);
+        let three = || one.broadcast((0, huge, 3)).unwrap();
+        let inputs = VarlenInputs {
+            q: three(),
+            k: three(),
+            v: three(),
+            query_offsets: &[0, 0],
+            key_offsets: &[0, 0],
+            o: three(),
+            lse: one.broadcast((0, huge)).unwrap(),
+            d_o: three(),
+            d_lse: None,
+        };
+        attention_varlen_backward(&inputs, &Options::default()).unwrap();
+    });
+}
+
+/// A bias that does not fit is refused before there is room for its gradient.
+#[test]
+fn huge_bias_that_does_not_fit() {
+    let one = ndarray::arr0(1.0_f32);
+    let bias = one.broadcast(IxDyn(&[1 << 20, 1 << 20, 1 << 15])).unwrap();
+    let options = Options { bias: Some(bias), ..Options::default() };
+    let error = attention_backward(&GOOD.inputs(&one), &options).unwrap_err();
+    let varlen = Packed::good().all_forms(&options).map(Result::unwrap_err);
+    for error in varlen.into_iter().chain([error]) {
+        assert!(error.to_string().contains("`bias`"), "{error}");
     }
 }
 

@@ -17,7 +17,7 @@ use ndarray::{Array1, Array3, Array4, ArrayView4, Axis, Slice};
 use tensor_utils::testing::{
     ErrorRatios, Guarded, Poison, Seeded, check_same_bits, error_ratio, isas,
 };
-use tensor_utils::{Element, bf16, f16};
+use tensor_utils::{Element, Isa, bf16, f16};
 
 /// Compares one call on every tiling and instruction set with the reference.
 fn check<T>(sizes: Sizes, features: &Features, seed: u64)
@@ -482,6 +482,62 @@ fn large_scores() {
                 let error = error.fold(0.0, |a: f64, b| if b.is_nan() { b } else { a.max(b) });
                 assert!(error <= tolerance, "{name}: {error:e} {tiling:?}");
             }
+        }
+    }
+}
+
+/// One visible key has the weight 1, however its score is rounded.
+#[test]
+fn one_visible_key_of_any_score() {
+    fn check<T>(d: usize, scale: Option<f64>, q: f64, k: f64)
+    where
+        T: Element + Poison,
+        T::Acc: Poison,
+    {
+        let sizes = Sizes { batch: 1, key_heads: 1, group: 1, n: 1, m: 1, d, e: 4 };
+        let mut call = Call::<T>::new(sizes, &Features { scale, ..Features::default() }, 2);
+        // A sum of many roundings, or only that of the scale.
+        let times = |factor: f64| move |x: T| T::from_f64(factor * (x.to_f64().abs() + 0.1));
+        call.q.mapv_inplace(times(q));
+        call.k.mapv_inplace(times(k));
+        if d == 3 {
+            call.q.assign(&ndarray::arr1(&[q, 0.0, 0.0].map(T::from_f64)));
+            call.k.assign(&ndarray::arr1(&[k, 0.0, 0.0].map(T::from_f64)));
+        }
+        for forward in isas() {
+            let views = (call.q.view(), call.k.view(), call.v.view());
+            let tiling = attn_flash::Tiling { isa: Some(forward), ..Default::default() };
+            let result = common::forward::attention_tiled(views, &call.options(), &tiling).unwrap();
+            (call.o, call.lse) = (result.o, result.lse);
+            let score = call.lse[[0, 0, 0]].to_f64();
+            for tiling in common::tilings() {
+                let backward = tiling.isa.unwrap();
+                let of_pairs = backward == Isa::Avx512Bf16 && T::NAME == "bf16";
+                // Off by the roundings of the sum, if those differ, and by that of the weight to bf16.
+                let error = (1.0 + d as f64) * score * T::Acc::EPSILON;
+                let least = (-error).exp() * (1.0 - T::EPSILON);
+                let least = if backward == forward && !of_pairs { 1.0 } else { least };
+                let got = call.run(&tiling);
+                for (&dv, &d_o) in got.dv.iter().zip(&call.d_o) {
+                    let p = dv.to_f64() / d_o.to_f64();
+                    assert!(
+                        (least..=1.0).contains(&p),
+                        "{p} {q} {k} {score:e} {forward} {tiling:?}"
+                    );
+                }
+            }
+        }
+    }
+    for (q, k) in [(516.0, 716.0), (4128.0, 5728.0), (33024.0, 56320.0), (1.0, 3.0)] {
+        check::<bf16>(3, None, q, k);
+        check::<f32>(3, None, q, k);
+    }
+    for exponent in [-2, 3, 7, 10, 13] {
+        for (d, scale) in [(3, Some(0.3)), (16, None), (64, None), (111, Some(0.7))] {
+            let factor = f64::from(exponent).exp2();
+            check::<f32>(d, scale, factor, 1.3 * factor);
+            check::<bf16>(d, scale, factor, 1.3 * factor);
+            check::<f64>(d, scale, factor * 1e9, factor);
         }
     }
 }

@@ -46,7 +46,8 @@ pub struct AttentionVarlen<T: Element> {
 /// - `N = 0`, `M = 0`, `B = 0` and `H = 0` are fine; `D = 0` and `E = 0` are errors.
 /// - NaN or infinity in a key, value or bias has no effect on queries that do not see it, and gives
 ///   the others what the formula gives: NaN, mostly.
-/// - Weights below the smallest normal number are 0.
+/// - Weights, relative to the largest, are 0 from `2^-127` (`f64`: `2^-1023`) down; between that and the
+///   smallest normal number they are anything from 0 to it.
 ///
 /// The same bits come out for any number of threads, for a row alone or in a batch, and for any
 /// [`Tiling::query_block`].

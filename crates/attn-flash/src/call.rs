@@ -1,7 +1,7 @@
 //! A checked call: options resolved against the shapes they came with.
 
 use ndarray::{ArrayView2, ArrayView4};
-use tensor_utils::{Element, broadcast_4d, check_not_empty, check_shape};
+use tensor_utils::{Element, Float, broadcast_4d, check_not_empty, check_shape};
 
 use crate::mask::RowMask;
 use crate::{AncestorMask, Error, Mask, Options, Window};
@@ -70,14 +70,19 @@ impl<'a, T: Element> Call<'a, T> {
     /// Names the option.
     pub fn new<M: Mask>(options: &'a Options<'_, T, M>, sizes: Sizes) -> Result<Self, Error> {
         let Sizes { batch, heads, queries, keys, d, .. } = sizes;
-        let scale = options.scale.unwrap_or(1.0 / (d as f64).sqrt());
+        // Checked as the numbers that are computed with: not all of `f64` fit into the compute type.
+        let scale_f64 = options.scale.unwrap_or(1.0 / (d as f64).sqrt());
+        let scale = T::Acc::from_f64(scale_f64);
         if !scale.is_finite() {
-            return Err(invalid("scale", "a finite number", scale));
+            let expected = format!("a finite number in {}", T::Acc::NAME);
+            return Err(invalid("scale", expected, scale_f64));
         }
-        if let Some(c) = options.softcap
-            && !(c.is_finite() && c > 0.0)
+        let softcap = options.softcap.map(T::Acc::from_f64);
+        if let (Some(cap), Some(got)) = (softcap, options.softcap)
+            && !(cap.is_finite() && cap > T::Acc::ZERO)
         {
-            return Err(invalid("softcap", "a finite number above 0", c));
+            let expected = format!("a finite number above 0 in {}", T::Acc::NAME);
+            return Err(invalid("softcap", expected, got));
         }
         let target = [batch, heads, queries, keys];
         let bias = options.bias.as_ref().map(|bias| broadcast_4d("bias", bias, target));
@@ -103,11 +108,11 @@ impl<'a, T: Element> Call<'a, T> {
         }
         Ok(Self {
             sizes,
-            scale: T::Acc::from_f64(scale),
+            scale,
             causal: options.causal,
             query_offset: options.query_offset,
             window: options.window,
-            softcap: options.softcap.map(T::Acc::from_f64),
+            softcap,
             bias: bias.transpose()?,
             mask: mask.transpose()?,
             key_lengths: options.key_lengths,

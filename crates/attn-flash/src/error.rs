@@ -31,7 +31,7 @@ pub enum Error {
         /// What it is.
         got: String,
     },
-    /// A workspace made for smaller heads or another element type.
+    /// A workspace made for smaller heads.
     #[error(
         "the workspace was made for head size {workspace_head_size} and value size \
          {workspace_value_size}, the call needs {head_size} and {value_size}: \

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
-use tensor_utils::Float;
+use tensor_utils::{Float, try_vec};
 
 use crate::Error;
 
@@ -149,11 +149,12 @@ impl AncestorMask {
     /// From the parent of each node, `-1` for a root. A parent comes before its children.
     ///
     /// # Errors
-    /// [`Error::Option`] if a parent is not an earlier node or `-1`.
+    /// [`Error::Option`] if a parent is not an earlier node or `-1`, [`Error::Shape`] if there is no
+    /// memory for the square of the number of nodes in bits.
     pub fn from_parents(parents: &[i64]) -> Result<Self, Error> {
         let nodes = parents.len();
         let words_per_row = nodes.div_ceil(64);
-        let mut bits = vec![0_u64; nodes * words_per_row];
+        let mut bits: Vec<u64> = try_vec("tree", &[nodes, words_per_row])?;
         for (node, &parent) in parents.iter().enumerate() {
             let (before, row) = bits.split_at_mut(node * words_per_row);
             match usize::try_from(parent) {

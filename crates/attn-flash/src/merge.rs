@@ -1,7 +1,7 @@
 //! Joining results over disjoint sets of keys.
 
 use ndarray::{ArrayView3, ArrayView4, ArrayViewMut3, ArrayViewMut4, Axis, Zip};
-use tensor_utils::{Element, Float, check_shape};
+use tensor_utils::{Element, Float, ShapeError, check_shape, try_array};
 
 use crate::{Attention, Error};
 
@@ -15,7 +15,8 @@ use crate::{Attention, Error};
 /// Source: Ye et al., FlashInfer (2025), section 2.2, attention states.
 ///
 /// # Errors
-/// [`Error::Shape`] names the argument whose shape differs from `o_a`.
+/// [`Error::Shape`] names the argument whose shape differs from `o_a`, or the output that there is no
+/// memory for.
 ///
 /// # Examples
 /// ```
@@ -41,9 +42,13 @@ pub fn merge_states<T: Element>(
     o_b: ArrayView4<'_, T>,
     lse_b: ArrayView3<'_, T::Acc>,
 ) -> Result<Attention<T>, Error> {
-    let mut merged = Attention { o: o_a.to_owned(), lse: lse_a.to_owned() };
-    merge_states_into(merged.o.view_mut(), merged.lse.view_mut(), o_b, lse_b)?;
-    Ok(merged)
+    check_states(o_a.shape(), lse_a.shape(), o_b.shape(), lse_b.shape())?;
+    let mut o = try_array("o", o_a.dim())?;
+    let mut lse = try_array("lse", lse_a.dim())?;
+    o.assign(&o_a);
+    lse.assign(&lse_a);
+    merge_states_into(o.view_mut(), lse.view_mut(), o_b, lse_b)?;
+    Ok(Attention { o, lse })
 }
 
 /// [`merge_states`] of `o`, `lse` with `o_b`, `lse_b` in place. Allocates nothing.
@@ -56,10 +61,7 @@ pub fn merge_states_into<T: Element>(
     o_b: ArrayView4<'_, T>,
     lse_b: ArrayView3<'_, T::Acc>,
 ) -> Result<(), Error> {
-    let rows = [o.dim().0, o.dim().1, o.dim().2];
-    check_shape("lse_a", lse.shape(), &rows)?;
-    check_shape("o_b", o_b.shape(), o.shape())?;
-    check_shape("lse_b", lse_b.shape(), &rows)?;
+    check_states(o.shape(), lse.shape(), o_b.shape(), lse_b.shape())?;
     let outputs = Zip::from(o.lanes_mut(Axis(3))).and(o_b.lanes(Axis(3)));
     outputs.and(lse).and(lse_b).for_each(|mut o, o_b, lse, &lse_b| {
         let lse_a = *lse;
@@ -84,4 +86,16 @@ pub fn merge_states_into<T: Element>(
         }
     });
     Ok(())
+}
+
+/// Checks the shapes of two states against that of `o_a`, which has 4 axes.
+fn check_states(
+    o_a: &[usize],
+    lse_a: &[usize],
+    o_b: &[usize],
+    lse_b: &[usize],
+) -> Result<(), ShapeError> {
+    check_shape("lse_a", lse_a, &o_a[..3])?;
+    check_shape("o_b", o_b, o_a)?;
+    check_shape("lse_b", lse_b, &o_a[..3])
 }

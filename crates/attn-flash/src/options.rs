@@ -24,7 +24,7 @@ use crate::{AncestorMask, Mask, NoMask};
 /// longest M]`, `key_lengths` has one length a sequence, and a `tree` must fit every sequence.
 #[derive(Debug, Clone)]
 pub struct Options<'a, T: Element, M: Mask = NoMask> {
-    /// Factor of the dot products. `None`: `1 / sqrt(D)`.
+    /// Factor of the dot products, finite in the compute type. `None`: `1 / sqrt(D)`.
     pub scale: Option<f64>,
     /// Whether a query sees only keys at its own position and before: `j <= p`. Default `false`.
     pub causal: bool,
@@ -40,7 +40,8 @@ pub struct Options<'a, T: Element, M: Mask = NoMask> {
     pub query_offset: Option<isize>,
     /// How far a query sees. Default: everywhere.
     pub window: Window,
-    /// Bound `c > 0` of the scores: `c tanh(s / c)`, before bias and ALiBi. Default: none.
+    /// Bound `c` of the scores, finite and above 0 in the compute type: `c tanh(s / c)`, before bias and
+    /// ALiBi. Default: none.
     pub softcap: Option<f64>,
     /// Added to the scores; broadcasts to `[B, H, N, M]`. Default: none.
     pub bias: Option<ArrayViewD<'a, T>>,

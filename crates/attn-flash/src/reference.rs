@@ -232,11 +232,13 @@ fn check_options<'a, T: Element, M: Mask>(
     lengths: Option<(usize, usize)>,
 ) -> Result<Checked<'a, T>, Error> {
     let [batch, heads, ..] = shape;
-    if let Some(scale) = options.scale.filter(|scale| !scale.is_finite()) {
-        return option_error("scale", "a finite number", scale);
+    let rounded = |x: f64| T::Acc::from_f64(x).to_f64();
+    if let Some(scale) = options.scale.filter(|&scale| !rounded(scale).is_finite()) {
+        return option_error("scale", "finite in the compute type", scale);
     }
-    if let Some(cap) = options.softcap.filter(|&cap| !(cap > 0.0 && cap.is_finite())) {
-        return option_error("softcap", "a finite number above 0", cap);
+    let usable = |cap: f64| cap > 0.0 && cap.is_finite();
+    if let Some(cap) = options.softcap.filter(|&cap| !usable(rounded(cap))) {
+        return option_error("softcap", "finite and above 0 in the compute type", cap);
     }
     if let Some(sinks) = options.sinks {
         check_shape("sinks", &[sinks.len()], &[heads])?;

@@ -16,20 +16,20 @@ impl<T: Element> Call<'_, T> {
     /// The keys that query `query` may see as far as position and length go; empty ranges are
     /// `0..0`.
     pub fn interval(&self, sequence: &Sequence, query: usize) -> Range<usize> {
-        let position = sequence.offset.saturating_add(query as i64);
-        let reach = |keys: usize| i64::try_from(keys).unwrap_or(i64::MAX);
-        let mut end = sequence.key_length as i64;
+        // So wide that no position and no window overflows.
+        let position = i128::from(sequence.offset) + query as i128;
+        let mut end = sequence.key_length as i128;
         if self.causal {
-            end = end.min(position.saturating_add(1));
+            end = end.min(position + 1);
         }
         if let Some(right) = self.window.right {
-            end = end.min(position.saturating_add(reach(right)).saturating_add(1));
+            end = end.min(position + right as i128 + 1);
         }
         if self.tree.is_some() {
-            end = end.min((sequence.keys - sequence.queries + query + 1) as i64);
+            end = end.min((sequence.keys - sequence.queries + query + 1) as i128);
         }
         let start = match self.window.left {
-            Some(left) => position.saturating_sub(reach(left)).max(0),
+            Some(left) => (position - left as i128).max(0),
             None => 0,
         };
         if start < end { start as usize..end as usize } else { 0..0 }

@@ -132,14 +132,19 @@ fn assert_option(errors: Vec<Error>, name: &str) {
 
 #[test]
 fn numbers_out_of_range() {
-    for scale in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+    // The last ones are numbers in f64 only.
+    for scale in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e39, -1e39] {
         let options = Options { scale: Some(scale), ..Options::default() };
         assert_option(rejects("scale", GOOD, &options), "scale");
     }
-    for cap in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY] {
+    for cap in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY, 1e39, 1e-46] {
         let options = Options { softcap: Some(cap), ..Options::default() };
         assert_option(rejects("softcap", GOOD, &options), "softcap");
     }
+    let one = Array4::<f64>::ones((1, 1, 1, 1));
+    let options = Options { scale: Some(1e39), softcap: Some(1e39), ..Options::default() };
+    let got = attention(one.view(), one.view(), one.view(), &options).unwrap();
+    assert_eq!(got.o, one);
 }
 
 #[test]
@@ -296,6 +301,11 @@ fn states_that_do_not_match() {
     let (mut o_a, mut lse_a) = (o.to_owned(), lse.to_owned());
     let error = merge_states_into(o_a.view_mut(), lse_a.view_mut(), bad_o.view(), lse).unwrap_err();
     assert!(matches!(error, Error::Shape(ShapeError::Mismatch { arg: "o_b", .. })));
+    // Before there is room for the result.
+    let one = ndarray::arr0(1.0_f32);
+    let huge = one.broadcast((1 << 20, 1 << 20, 1 << 20, 1)).unwrap();
+    let error = merge_states(huge, lse, huge, lse).unwrap_err();
+    assert!(matches!(error, Error::Shape(ShapeError::Mismatch { arg: "lse_a", .. })));
 }
 
 /// Shapes and offsets of a packed call; heads 4 on 2.
@@ -525,6 +535,11 @@ fn too_large_to_exist() {
     must_fail("attention_varlen", &|| {
         attention_varlen(q, k, v, &offsets, &offsets, &options).map(drop)
     });
+    let (o, lse) = (one.broadcast((rows, rows, rows, 1)), one.broadcast((rows, rows, rows)));
+    let (o, lse) = (o.unwrap(), lse.unwrap());
+    must_fail("merge_states", &|| merge_states(o, lse, o, lse).map(drop));
+    let error = AncestorMask::from_parents(&vec![0; 1 << 25]).unwrap_err();
+    assert!(matches!(error, Error::Shape(ShapeError::TooLarge { arg: "tree", .. })), "{error:?}");
     for (d, e) in [(usize::MAX, 8), (8, usize::MAX), (isize::MAX as usize, 8)] {
         let tiling = Tiling::default();
         must_fail("head size", &|| Workspace::<f32>::new(d, e, &tiling).map(drop));

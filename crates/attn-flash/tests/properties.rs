@@ -8,7 +8,7 @@ mod strategies;
 
 use std::ops::Range;
 
-use attn_flash::{Attention, Options, Tiling, attention_reference, merge_states};
+use attn_flash::{Attention, Options, Tiling, Window, attention_reference, merge_states};
 use common::{Broadcast, Features, Inputs, Setting, Sizes, attention_tiled};
 use ndarray::{Array3, Array4, ArrayD, ArrayView4, Axis, Slice};
 use proptest::collection::vec;
@@ -26,6 +26,15 @@ use tensor_utils::{Element, bf16, f16};
 fn tilings() -> impl Strategy<Value = Tiling> {
     let blocks = (select(&[1, 7, 13, 768][..]), select(&[32, 64, 256][..]));
     (blocks, select(isas())).prop_map(|(blocks, isa)| common::tiling(blocks, isa))
+}
+
+/// Small numbers and those around the ends of the type.
+fn extreme() -> impl Strategy<Value = isize> {
+    prop_oneof![
+        -8..8_isize,
+        (0..12_isize).prop_map(|i| isize::MIN + i),
+        (0..12_isize).prop_map(|i| isize::MAX - i),
+    ]
 }
 
 /// A call with its arguments.
@@ -108,6 +117,23 @@ proptest! {
         sizes in sizes(), features in features(), tiling in tilings(), seed: u64, kind in 0..8,
     ) {
         with_type!(kind, agrees(sizes, &features, &tiling, seed))?;
+    }
+
+    /// Positions and windows of any size.
+    #[test]
+    fn extreme_positions_agree(
+        causal: bool,
+        query_offset in weighted(0.9, extreme()),
+        left in weighted(0.7, extreme()),
+        right in weighted(0.7, extreme()),
+        tiling in tilings(),
+        seed: u64,
+    ) {
+        let [left, right] = [left, right].map(|reach| reach.map(|reach| reach as usize));
+        let window = Window { left, right };
+        let features = Features { causal, query_offset, window, ..Features::default() };
+        let sizes = Sizes { batch: 1, key_heads: 1, group: 1, n: 7, m: 6, d: 2, e: 2 };
+        agrees::<f32>(sizes, &features, &tiling, seed)?;
     }
 
     /// The same bits come out whatever is planted where nobody looks.

@@ -35,10 +35,13 @@ impl<T: Clone + Default> Aligned<T> {
 
     /// Makes it at least so long, and at least twice as long as it was if it must grow. What was in it is
     /// lost then.
+    ///
+    /// # Panics
+    /// If there is no memory of that size.
     pub fn grow(&mut self, len: usize) {
         if self.len < len {
             let len = len.max(2 * self.len);
-            *self = Self::of(vec![T::default(); len + Self::slack(len)], len);
+            *self = Self::try_new("len", &[len]).unwrap_or_else(|error| panic!("{error}"));
         }
     }
 
@@ -109,6 +112,12 @@ mod tests {
         assert_eq!((buffer.len(), buffer[99]), (100, 1.0));
         buffer.grow(101);
         assert_eq!((buffer.len(), buffer[99], buffer.as_ptr().align_offset(LINE)), (200, 0.0, 0));
+    }
+
+    #[test]
+    #[should_panic(expected = "`len`")]
+    fn grows_no_further_than_memory() {
+        Aligned::<f32>::default().grow(usize::MAX);
     }
 
     #[test]

@@ -39,7 +39,11 @@
 //!
 //! Results below the smallest normal number are exactly 0: a subnormal probability changes nothing
 //! and costs a hundred cycles in the product that follows. The threshold is the smallest argument
-//! whose exact result is normal. NaN gives NaN.
+//! whose exact result is normal. Those of `exp_weights` are exactly 0 from half of that number down, and
+//! anything from 0 to it in between; the factors of [`Float::exp_nonpositive_factors`] multiply to it
+//! instead. NaN gives NaN.
+//!
+//! [`Float::exp_nonpositive_factors`]: crate::Float::exp_nonpositive_factors
 
 pub(crate) mod table;
 

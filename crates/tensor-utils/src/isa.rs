@@ -4,6 +4,7 @@
 //! instruction set. `docs/decisions/0001-simd.md` has the figures behind the choice of
 //! `fearless_simd` for the vectors.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
@@ -94,17 +95,18 @@ impl Isa {
     /// asked for is never replaced by another.
     pub fn active() -> Result<Self, IsaError> {
         static ACTIVE: OnceLock<Result<Isa, IsaError>> = OnceLock::new();
-        ACTIVE.get_or_init(|| Self::from_variable(std::env::var(VARIABLE).ok().as_deref())).clone()
+        ACTIVE.get_or_init(|| Self::from_variable(std::env::var_os(VARIABLE).as_deref())).clone()
     }
 
-    fn from_variable(value: Option<&str>) -> Result<Self, IsaError> {
+    fn from_variable(value: Option<&OsStr>) -> Result<Self, IsaError> {
         let Some(name) = value else {
             return Ok(Self::available()
                 .filter(|isa| isa.is_fast())
                 .last()
                 .unwrap_or(Self::Portable));
         };
-        let isa: Self = name.parse()?;
+        // What is not UTF-8 is no name either.
+        let isa: Self = name.to_string_lossy().parse()?;
         if isa.is_available() { Ok(isa) } else { Err(IsaError::Unavailable(isa)) }
     }
 
@@ -212,13 +214,24 @@ mod tests {
     fn variable_selects_or_names_the_mistake() {
         let widest = Isa::available().filter(|isa| isa.is_fast()).last().unwrap();
         assert_eq!(Isa::from_variable(None), Ok(widest));
-        assert_eq!(Isa::from_variable(Some("portable")), Ok(Isa::Portable));
-        assert_eq!(Isa::from_variable(Some("sse9")), Err(IsaError::Unknown("sse9".to_owned())));
+        let from_name = |name: &str| Isa::from_variable(Some(OsStr::new(name)));
+        assert_eq!(from_name("portable"), Ok(Isa::Portable));
+        assert_eq!(from_name("sse9"), Err(IsaError::Unknown("sse9".to_owned())));
+        assert_eq!(from_name(""), Err(IsaError::Unknown(String::new())));
         for isa in Isa::ALL {
             let expected =
                 if isa.is_available() { Ok(isa) } else { Err(IsaError::Unavailable(isa)) };
-            assert_eq!(Isa::from_variable(Some(isa.name())), expected);
+            assert_eq!(from_name(isa.name()), expected);
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn variable_that_is_no_text_is_a_mistake() {
+        use std::os::unix::ffi::OsStrExt;
+        let value = OsStr::from_bytes(b"avx2\xff");
+        let error = IsaError::Unknown("avx2\u{fffd}".to_owned());
+        assert_eq!(Isa::from_variable(Some(value)), Err(error));
     }
 
     #[test]

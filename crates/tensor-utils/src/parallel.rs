@@ -30,7 +30,10 @@ pub fn map_chunks_ordered<R: Send>(
 ) -> Option<R> {
     let chunk = chunk.max(1);
     let chunks = len.div_ceil(chunk);
-    let map = |index: usize| map(index * chunk..len.min((index + 1) * chunk));
+    let map = |index: usize| {
+        let start = index * chunk;
+        map(start..start + chunk.min(len - start))
+    };
     (chunks > 0).then(|| reduce(0..chunks, &map, &merge))
 }
 

@@ -72,7 +72,8 @@ impl<A: Float> OnlineSoftmax<A> {
         factor
     }
 
-    /// The state after the scores of both. Commutes to the bit, and is associative up to rounding.
+    /// The state after the scores of both. Commutes to the bit, but for the sign of a `max` of 0, and is
+    /// associative up to rounding.
     #[must_use]
     pub fn merge(mut self, mut other: Self) -> Self {
         self.rescale_to(other.max);

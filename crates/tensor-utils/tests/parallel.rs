@@ -49,6 +49,27 @@ fn bits_do_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
+fn largest_lengths() {
+    let half = 1 << (usize::BITS - 1);
+    for (chunk, want) in [
+        (half, "0..half half..MAX"),
+        (usize::MAX - 1, "0..MAX-1 MAX-1..MAX"),
+        (usize::MAX, "0..MAX"),
+    ] {
+        let name = |at: usize| match at {
+            usize::MAX => "MAX".to_owned(),
+            at if at == half => "half".to_owned(),
+            at if at == usize::MAX - 1 => "MAX-1".to_owned(),
+            at => at.to_string(),
+        };
+        let map =
+            |range: std::ops::Range<usize>| format!("{}..{}", name(range.start), name(range.end));
+        let merge = |left, right| format!("{left} {right}");
+        assert_eq!(map_chunks_ordered(usize::MAX, chunk, map, merge).unwrap(), want);
+    }
+}
+
+#[test]
 fn tree_depends_on_the_number_of_chunks_alone() {
     let tree = |chunks| {
         let merge = |left: String, right: String| format!("({left} {right})");
