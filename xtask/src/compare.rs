@@ -98,6 +98,17 @@ pub(crate) fn unavailable(python: &Path) -> Option<String> {
     }
 }
 
+/// The peers that a comparison would have now: PyTorch with its version, if `python` has it, and the Rust
+/// libraries by name.
+pub(crate) fn peers(python: &Path, with_rust_peers: bool) -> Vec<String> {
+    let torch = match Peer::torch(python, 1) {
+        Ok(Start::Ready(peer)) => Some(peer.name()),
+        Ok(Start::Missing(_)) | Err(_) => None,
+    };
+    let libraries = with_rust_peers.then_some(rust_peers::LIBRARIES).into_iter().flatten();
+    torch.into_iter().chain(libraries.map(|&library| library.to_owned())).collect()
+}
+
 /// Runs the comparison and prints the table.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let threads = usize::from(args.threads);
@@ -134,7 +145,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     // Other work on the machine may have disturbed the first measurement.
     let machine = machine.best_of(&Machine::measure(&pool)?);
-    let report = Report::new(machine, peers.iter().map(Peer::name).collect(), rows, precision);
+    let whole = args.package.is_none() && args.case.is_none();
+    let peers = peers.iter().map(Peer::name).collect();
+    let report = Report::new(whole, machine, peers, rows, precision);
     println!("{report}");
     if let Some(path) = &args.json {
         report.write(path)?;

@@ -9,7 +9,7 @@ mod patch;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -191,43 +191,115 @@ impl Tests<'_> {
 
     /// Builds and runs some of a crate's tests; names the first that failed.
     fn run(&self, package: &str, which: &[&str]) -> Result<(Verdict, String)> {
-        if !self.cargo(&[&["test", "--package", package, "--no-run"], which].concat())? {
+        let Some(programs) = self.build(package, which)? else {
             return Ok((Verdict::Broken, "does not compile".to_owned()));
+        };
+        for program in &programs {
+            let mut command = program.command();
+            if !succeeds(command.env_remove("KERNELS_ISA"), &self.create_log()?, LIMIT)? {
+                let log = fs::read_to_string(&self.log).unwrap_or_default();
+                let failed = log.lines().find_map(|line| {
+                    line.strip_prefix("test ").and_then(|line| line.strip_suffix(" ... FAILED"))
+                });
+                return Ok((Verdict::Caught, failed.unwrap_or("does not end").to_owned()));
+            }
         }
-        if self.cargo(&[&["test", "--package", package], which].concat())? {
-            return Ok((Verdict::Missed, String::new()));
-        }
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
-        let failed = log.lines().find_map(|line| {
-            line.strip_prefix("test ").and_then(|line| line.strip_suffix(" ... FAILED"))
-        });
-        Ok((Verdict::Caught, failed.unwrap_or("does not end").to_owned()))
+        Ok((Verdict::Missed, String::new()))
     }
 
-    /// Whether cargo succeeds within the time limit.
-    fn cargo(&self, arguments: &[&str]) -> Result<bool> {
-        let log = File::create(&self.log)
-            .with_context(|| format!("cannot write {}", self.log.display()))?;
-        let mut child = workspace::cargo(arguments)
+    /// Builds the programs; `None` if they do not compile. They are run without cargo, which would leave
+    /// one that hangs behind when it is ended.
+    fn build(&self, package: &str, which: &[&str]) -> Result<Option<Vec<Program>>> {
+        let how = ["test", "--package", package, "--no-run"];
+        let output = workspace::cargo([&how, which].concat())
+            .arg("--message-format=json-render-diagnostics")
             .current_dir(self.copy.folder())
             .env("CARGO_TARGET_DIR", &self.target)
-            .env_remove("KERNELS_ISA")
             .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
+            .stderr(self.create_log()?)
+            .output()
             .context("cannot run cargo")?;
-        let started = Instant::now();
-        loop {
-            if let Some(status) = child.try_wait()? {
-                return Ok(status.success());
-            }
-            if started.elapsed() > LIMIT {
-                child.kill()?;
-                child.wait()?;
-                return Ok(false);
-            }
-            std::thread::sleep(Duration::from_millis(50));
+        let messages = String::from_utf8_lossy(&output.stdout);
+        let programs = messages.lines().filter_map(Program::parse).collect();
+        Ok(output.status.success().then_some(programs))
+    }
+
+    fn create_log(&self) -> Result<File> {
+        File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))
+    }
+}
+
+/// A test program, as cargo says that it has built it.
+#[derive(Debug, PartialEq, Deserialize)]
+struct Program {
+    manifest_path: PathBuf,
+    executable: PathBuf,
+}
+
+impl Program {
+    fn parse(message: &str) -> Option<Self> {
+        serde_json::from_str(message).ok()
+    }
+
+    /// Runs it where cargo would.
+    fn command(&self) -> Command {
+        let folder = self.manifest_path.parent().unwrap_or(&self.manifest_path);
+        let mut command = Command::new(&self.executable);
+        command.current_dir(folder).env("CARGO_MANIFEST_DIR", folder);
+        command
+    }
+}
+
+/// Whether a program succeeds within the time limit, after which it is ended.
+fn succeeds(command: &mut Command, log: &File, limit: Duration) -> Result<bool> {
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
+    let program = command.get_program().to_owned();
+    let mut child = command.spawn().with_context(|| format!("cannot run {}", program.display()))?;
+    let started = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status.success());
         }
+        if started.elapsed() > limit {
+            child.kill()?;
+            child.wait()?;
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn the_programs_that_cargo_has_built_are_run_in_their_package() {
+        let line = r#"{"manifest_path":"/x/Cargo.toml","executable":"/t/golden-1","fresh":true}"#;
+        let command = Program::parse(line).unwrap().command();
+        assert_eq!(command.get_program(), "/t/golden-1");
+        assert_eq!(command.get_current_dir(), Some(Path::new("/x")));
+        assert_eq!(Program::parse(&line.replace(r#""/t/golden-1""#, "null")), None);
+        assert_eq!(Program::parse(r#"{"reason":"build-finished","success":true}"#), None);
+    }
+
+    /// This very program, told to run a test that does not end.
+    #[test]
+    fn a_program_that_hangs_is_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = File::create(folder.path().join("log.txt")).unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--ignored", "--exact", "faults::tests::does_not_end"]);
+        assert!(!succeeds(&mut command, &log, Duration::from_millis(200)).unwrap());
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        assert!(succeeds(command.arg("--list"), &log, Duration::from_secs(60)).unwrap());
+    }
+
+    #[test]
+    #[ignore = "it is what hangs in another test"]
+    fn does_not_end() {
+        std::thread::sleep(Duration::from_secs(30));
     }
 }

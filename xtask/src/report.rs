@@ -71,8 +71,10 @@ const SCHEMA: u32 = 2;
 
 /// Gathers, writes the three files, and opens the page if asked to.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let workspace = Workspace::load()?;
+    // What should be there already, before anything that takes time.
     let before = args.against.as_deref().map(gather::load).transpose()?;
+    let training = training::read(&args.training)?;
+    let workspace = Workspace::load()?;
     let (verified, compared) = gather::results(&workspace, args)?;
     let report = Report {
         schema: SCHEMA,
@@ -81,7 +83,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         memory: memory::measure()?,
         benches: benches::read(&workspace.target.join("criterion")),
         faults: gather::faults(&workspace.target.join("faults/report.json")),
-        training: training::read(&args.training)?,
+        training,
     };
     let changes = before.map(|before| Changes::new(&before, &report));
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::ALLOCATOR;
+use crate::{ALLOCATOR, workspace};
 use calls::Calls;
 use traffic::Counts;
 
@@ -21,11 +21,11 @@ use traffic::Counts;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// How long
-    #[arg(long, default_value_t = 60.0)]
+    #[arg(long, default_value_t = 60.0, value_parser = workspace::minutes)]
     minutes: f64,
     /// Application threads
-    #[arg(long, default_value_t = 4)]
-    threads: usize,
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: u16,
     /// Of the traffic
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -71,15 +71,16 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
 /// All threads at once; everything they hold is given back when they are done.
 fn one_epoch(args: &Args, epoch: usize, calls: &Calls) -> Result<Counts> {
+    let threads = usize::from(args.threads);
     std::thread::scope(|scope| {
         let serve = |thread: usize| {
-            let seed = args.seed.wrapping_add((epoch * args.threads + thread) as u64);
+            let seed = args.seed.wrapping_add((epoch * threads + thread) as u64);
             let counts = traffic::serve(epoch, seed)?;
             calls.repeat(seed)?;
             anyhow::Ok(counts)
         };
         let threads: Vec<_> =
-            (0..args.threads).map(|thread| scope.spawn(move || serve(thread))).collect();
+            (0..threads).map(|thread| scope.spawn(move || serve(thread))).collect();
         let mut total = Counts::default();
         for thread in threads {
             total += thread.join().map_err(|_| anyhow!("a thread panicked"))??;

@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         (_, true) => Extent::Deep,
         _ => Extent::Usual,
     };
-    runner.finish(extent)
+    runner.finish(extent, args.package.is_none())
 }
 
 fn check_sources(runner: &mut Runner, args: &Args, scope: &[&str]) {

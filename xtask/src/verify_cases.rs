@@ -100,6 +100,12 @@ impl Line {
 /// A folder with a `config.json` is a model that a case refers to, and is passed over.
 fn find(path: &Path, package: Option<&str>) -> Vec<CasePath> {
     if path.is_file() {
+        if let (Some(package), Ok(Some(owner))) = (package, cases::package(path))
+            && package != owner
+        {
+            let error = anyhow!("is a case of {owner}, expected one of {package} (--package)");
+            return vec![CasePath::error(path, &error)];
+        }
         return vec![CasePath::new(path.with_file_name(""), path.to_owned())];
     }
     if !path.exists() {

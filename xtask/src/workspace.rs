@@ -128,6 +128,15 @@ pub(crate) fn commit() -> String {
     output_of("git", &["describe", "--always", "--dirty", "--abbrev=12"])
 }
 
+/// Reads an argument of a command line: a number of minutes.
+pub(crate) fn minutes(text: &str) -> Result<f64, String> {
+    let most = 1e6;
+    match text.parse() {
+        Ok(minutes) if minutes > 0.0 && minutes <= most => Ok(minutes),
+        _ => Err(format!("expected a number of minutes above 0 and at most {most}")),
+    }
+}
+
 /// What a program prints; empty if it cannot be run.
 pub(crate) fn output_of(program: &str, arguments: &[&str]) -> String {
     let run = || -> Result<String> {

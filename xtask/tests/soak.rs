@@ -2,6 +2,25 @@
 
 use std::process::Command;
 
+/// What it prints for wrong arguments, with which it does not begin.
+fn message(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_xtask")).args(arguments).output();
+    let output = output.expect("the program runs");
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn times_and_threads_are_in_their_range() {
+    for minutes in ["-1", "0", "nan", "inf", "1e300", "ten"] {
+        for command in ["soak", "fuzz"] {
+            let text = message(&[command, &format!("--minutes={minutes}")]);
+            assert!(text.contains("above 0 and at most 1000000"), "{text}");
+        }
+    }
+    assert!(message(&["soak", "--threads", "0"]).contains("0 is not in 1.."));
+}
+
 #[test]
 fn a_few_epochs_on_four_threads() {
     let soak = ["soak", "--epochs", "7", "--threads", "4"];

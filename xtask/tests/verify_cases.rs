@@ -78,8 +78,13 @@ impl Case {
 
 /// Runs `verify-cases PATH`; returns the exit code and what it printed.
 fn verify(path: &Path) -> (i32, String) {
+    verify_with(&[], path)
+}
+
+fn verify_with(options: &[&str], path: &Path) -> (i32, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_xtask"))
         .arg("verify-cases")
+        .args(options)
         .arg(path)
         .output()
         .expect("the binary was built");
@@ -155,6 +160,46 @@ fn an_answer_may_be_more_precise_than_the_kernel() {
     let (code, text) = verify(folder.path());
     assert!(text.contains("max abs 1.0e-7"), "{text}");
     assert_eq!(code, 0);
+}
+
+#[test]
+fn an_lse_may_be_rounded_to_the_type_of_the_inputs() {
+    let folder = TempDir::new().unwrap();
+    let half = |values: &[f32]| -> Vec<u8> {
+        values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect()
+    };
+    // ln 3 is 1.09861.., and 1.09863.. as an f16.
+    let case = Case { tensors: Vec::new(), ..Case::correct() }
+        .with("kernel", "softmax-topk")
+        .with("params", r#"{"k": 1}"#)
+        .with("atol", "0")
+        .with("rtol", "0")
+        .tensor("in.logits", Dtype::F16, &[1, 3], half(&[0.0; 3]))
+        .tensor("out.lse", Dtype::F16, &[1], half(&[3.0_f32.ln()]));
+    case.write(&folder, "rounded.safetensors");
+    let (code, text) = verify(folder.path());
+    assert_eq!(code, 0, "{text}");
+    let case = case.floats("out.lse", &[1], &[3.0_f32.ln()]).with("rtol", "2e-7");
+    case.write(&folder, "rounded.safetensors");
+    assert_eq!(verify(folder.path()).0, 0);
+}
+
+#[test]
+fn only_cases_of_the_package_are_run() {
+    let folder = TempDir::new().unwrap();
+    Case::correct().write(&folder, "right.safetensors");
+    let file = folder.path().join("right.safetensors");
+    for path in [folder.path(), &file] {
+        assert_eq!(verify_with(&["-p", "attn-flash"], path).0, 0);
+        let (code, text) = verify_with(&["-p", "beam"], path);
+        assert_eq!(text.lines().last(), Some("0 passed, 0 failed"));
+        assert_eq!(code, 2, "{text}");
+    }
+    let (_, text) = verify_with(&["-p", "beam"], &file);
+    assert!(
+        text.contains("right.safetensors: is a case of attn-flash, expected one of beam"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use attn_flash::{AncestorMask, Options, Window, attention};
 use half::{bf16, f16};
-use ndarray::{Array1, Array4, ArrayD, Ix1, IxDyn};
+use ndarray::{Array4, ArrayD, IxDyn};
 use safetensors::Dtype;
 use serde::Deserialize;
 use tensor_utils::Element;
@@ -34,7 +34,7 @@ pub(super) fn run(inputs: &mut Inputs<'_>) -> Result<Vec<Output>> {
 fn run_as<T: Element<Acc: Stored> + Stored>(inputs: &mut Inputs<'_>) -> Result<Vec<Output>> {
     let case = AttentionCase::<T>::read(inputs)?;
     let result = attention(case.q.view(), case.k.view(), case.v.view(), &case.options())?;
-    Ok(vec![Output::new("o", result.o), Output::new("lse", result.lse)])
+    Ok(vec![Output::new("o", result.o), inputs.statistic::<T, _>("lse", result.lse)])
 }
 
 /// The inputs that the forward and the backward pass have in common.
@@ -69,12 +69,24 @@ impl<T: Element<Acc: Stored> + Stored> AttentionCase<T> {
         if let Some(mask) = &mask {
             expect_shape("mask", mask, &pair_shapes)?;
         }
-        let key_lengths = inputs.optional::<i64, Ix1>("kv_len")?.map(lengths).transpose()?;
-        let sinks = inputs.optional_widened::<T::Acc, Ix1>("sink")?.map(|sinks| sinks.to_vec());
-        let tree = match inputs.optional::<i64, Ix1>("tree_parents")? {
+        let key_lengths = match inputs.optional::<i64, IxDyn>("kv_len")? {
+            Some(lengths) => {
+                expect_shape("kv_len", &lengths, &[&[batch]])?;
+                let lengths = lengths.iter().map(|&length| key_length(length, keys));
+                Some(lengths.collect::<Result<_>>()?)
+            }
+            None => None,
+        };
+        let sinks = inputs.optional_widened::<T::Acc, IxDyn>("sink")?;
+        if let Some(sinks) = &sinks {
+            expect_shape("sink", sinks, &[&[heads]])?;
+        }
+        let sinks = sinks.map(|sinks| sinks.iter().copied().collect());
+        let tree = match inputs.optional::<i64, IxDyn>("tree_parents")? {
             Some(parents) => {
-                expect_shape("tree_parents", &parents.clone().into_dyn(), &[&[queries]])?;
-                let tree = AncestorMask::from_parents(&parents.to_vec());
+                expect_shape("tree_parents", &parents, &[&[queries]])?;
+                let parents: Vec<_> = parents.iter().copied().collect();
+                let tree = AncestorMask::from_parents(&parents);
                 Some(tree.context("`in.tree_parents` is not a tree")?)
             }
             None => None,
@@ -108,10 +120,56 @@ fn window(params: &Params) -> Result<Window> {
     Ok(Window { left: reach, right: if params.causal { None } else { reach } })
 }
 
-fn lengths(lengths: Array1<i64>) -> Result<Vec<usize>> {
-    let convert = |length: i64| {
-        usize::try_from(length)
-            .with_context(|| format!("`in.kv_len` contains {length}, expected at least 0"))
-    };
-    lengths.into_iter().map(convert).collect()
+fn key_length(length: i64, keys: usize) -> Result<usize> {
+    let length_in_range = usize::try_from(length).ok().filter(|&length| length <= keys);
+    length_in_range.with_context(|| format!("`in.kv_len` contains {length}, expected 0 to {keys}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use safetensors::tensor::TensorView;
+    use safetensors::{Dtype, serialize};
+
+    use super::super::run_bytes;
+
+    /// The error of a call with one query and two keys of size 1, whose tensor `name` has the shape `shape`
+    /// and only zeros.
+    fn error(kernel: &str, name: &str, dtype: Dtype, shape: &[usize]) -> String {
+        let zeros = vec![0; 8 * shape.iter().product::<usize>().max(2)];
+        let tensor = |dtype: Dtype, shape: &[usize]| {
+            let bytes = dtype.bitsize() / 8 * shape.iter().product::<usize>();
+            TensorView::new(dtype, shape.to_vec(), &zeros[..bytes]).unwrap()
+        };
+        let metadata = [
+            ("format", "kernel-case/1"),
+            ("kernel", kernel),
+            ("params", "{}"),
+            ("atol", "0"),
+            ("rtol", "0"),
+        ];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let tensors = [
+            ("in.q", tensor(Dtype::F32, &[1, 1, 1, 1])),
+            ("in.k", tensor(Dtype::F32, &[1, 1, 2, 1])),
+            ("in.v", tensor(Dtype::F32, &[1, 1, 2, 1])),
+            ("out.o", tensor(Dtype::F32, &[1, 1, 1, 1])),
+            (name, tensor(dtype, shape)),
+        ];
+        let bytes = serialize(tensors, Some(metadata)).unwrap();
+        run_bytes(&bytes, Path::new(".")).err().map_or_else(String::new, |error| error.to_string())
+    }
+
+    #[test]
+    fn wrong_shapes_are_named_as_in_the_file() {
+        for kernel in ["attn-flash", "attn-flash-bwd"] {
+            let kv_len = error(kernel, "in.kv_len", Dtype::I64, &[2]);
+            assert_eq!(kv_len, "`in.kv_len` has shape [2], expected [1]");
+            let sink = error(kernel, "in.sink", Dtype::F32, &[1, 1]);
+            assert_eq!(sink, "`in.sink` has shape [1, 1], expected [1]");
+        }
+        let d_o = error("attn-flash-bwd", "in.do", Dtype::F32, &[1, 1, 2, 1]);
+        assert_eq!(d_o, "`in.do` has shape [1, 1, 2, 1], expected [1, 1, 1, 1]");
+    }
 }

@@ -4,12 +4,12 @@ use anyhow::{Result, bail};
 use attn_flash::attention;
 use attn_flash_bwd::{Inputs as Saved, attention_backward};
 use half::{bf16, f16};
-use ndarray::Array4;
+use ndarray::{Array4, ArrayD};
 use safetensors::Dtype;
 use tensor_utils::Element;
 
 use super::attn_flash::AttentionCase;
-use super::inputs::Inputs;
+use super::inputs::{Inputs, expect_shape};
 use super::tensor::{Output, Stored};
 
 /// Computes the gradients in the type of `in.q`, and `o` and `lse` of the forward pass.
@@ -25,7 +25,10 @@ pub(super) fn run(inputs: &mut Inputs<'_>) -> Result<Vec<Output>> {
 
 fn run_as<T: Element<Acc: Stored> + Stored>(inputs: &mut Inputs<'_>) -> Result<Vec<Output>> {
     let case = AttentionCase::<T>::read(inputs)?;
-    let d_o: Array4<T> = inputs.array("do")?;
+    let d_o: ArrayD<T> = inputs.array("do")?;
+    let (batch, heads, queries, _) = case.q.dim();
+    expect_shape("do", &d_o, &[&[batch, heads, queries, case.v.dim().3]])?;
+    let d_o: Array4<T> = d_o.into_dimensionality()?;
     let options = case.options();
     let forward = attention(case.q.view(), case.k.view(), case.v.view(), &options)?;
     let saved = Saved {
@@ -44,7 +47,7 @@ fn run_as<T: Element<Acc: Stored> + Stored>(inputs: &mut Inputs<'_>) -> Result<V
         Output::new("dv", gradients.dv),
         Output::new("delta", gradients.delta),
         Output::new("o", forward.o),
-        Output::new("lse", forward.lse),
+        inputs.statistic::<T, _>("lse", forward.lse),
     ];
     outputs.extend(gradients.dbias.map(|dbias| Output::new("dbias", dbias)));
     outputs.extend(gradients.dsinks.map(|dsinks| Output::new("dsink", dsinks)));

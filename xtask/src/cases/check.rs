@@ -28,8 +28,8 @@ pub(crate) struct Worst {
     index: Vec<usize>,
     want: String,
     got: String,
-    /// Error as a multiple of the tolerance.
-    excess: f64,
+    /// Error as a multiple of the tolerance, infinite if that is 0; and absolute, which decides then.
+    excess: (f64, f64),
 }
 
 impl std::fmt::Display for Worst {
@@ -69,9 +69,10 @@ impl Agreement {
     fn add_element(&mut self, element: Element, worst: impl FnOnce() -> Worst) {
         self.max_abs = self.max_abs.max(element.abs);
         self.max_rel = self.max_rel.max(element.rel);
+        let excess = (element.excess, element.abs);
         let worst_so_far = self.worst.as_ref().map(|worst| worst.excess);
-        if !element.passes && worst_so_far.is_none_or(|excess| element.excess > excess) {
-            self.worst = Some(Worst { excess: element.excess, ..worst() });
+        if !element.passes && worst_so_far.is_none_or(|worst| excess > worst) {
+            self.worst = Some(Worst { excess, ..worst() });
         }
     }
 }
@@ -85,7 +86,7 @@ impl Worst {
         got: &dyn std::fmt::Debug,
     ) -> Self {
         let (want, got) = (format!("{want:?}"), format!("{got:?}"));
-        Self { output: output.to_owned(), index: index(shape, at), want, got, excess: 0.0 }
+        Self { output: output.to_owned(), index: index(shape, at), want, got, excess: (0.0, 0.0) }
     }
 }
 
@@ -191,6 +192,11 @@ mod tests {
         let agreement = compare(&[1.0, 2.5, NAN], &[1.0, 2.0, 3.0], tolerance);
         let worst = agreement.worst.unwrap().to_string();
         assert_eq!(worst, "worst: out.y[0, 2] wanted 3.0 got NaN");
+        // Without a tolerance all are infinitely far outside.
+        let exact = Tolerance { atol: 0.0, rtol: 0.0 };
+        let agreement = compare(&[1.1, 2.5, 3.1], &[1.0, 2.0, 3.0], exact);
+        let worst = agreement.worst.unwrap().to_string();
+        assert_eq!(worst, "worst: out.y[0, 1] wanted 2.0 got 2.5");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use tensor_utils::Element;
 
 use super::file::CaseFile;
-use super::tensor::{Stored, Tensor};
+use super::tensor::{Output, Stored, Tensor};
 
 /// The inputs and parameters of a case. Taking a tensor removes it.
 pub(crate) struct Inputs<'a> {
@@ -39,6 +39,19 @@ impl<'a> Inputs<'a> {
     /// The shape of an expected output, where it says how much is to be computed.
     pub(super) fn output_shape(&self, name: &str) -> Option<&'a [usize]> {
         self.outputs.get(name).map(|tensor| tensor.shape.as_slice())
+    }
+
+    /// An output in the compute type, such as the lse; rounded to the type `T` of the inputs where the case
+    /// has it so.
+    pub(super) fn statistic<T, D>(&self, name: &'static str, array: Array<T::Acc, D>) -> Output
+    where
+        T: Element<Acc: Stored> + Stored,
+        D: Dimension,
+    {
+        match self.outputs.get(name) {
+            Some(wanted) if wanted.dtype == T::DTYPE => Output::new(name, array.mapv(T::from_acc)),
+            _ => Output::new(name, array),
+        }
     }
 
     /// The parameters. `P` has a default for each and `#[serde(deny_unknown_fields)]`.

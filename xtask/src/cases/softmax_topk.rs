@@ -51,7 +51,7 @@ where
     Ok(vec![
         Output::new("indices", reshaped(top.indices.mapv(i64::from), &of_results)?),
         Output::new("probs", reshaped(top.probs.mapv(T::from_acc), &of_results)?),
-        Output::new("lse", reshaped(top.lse, of_rows)?),
+        inputs.statistic::<T, _>("lse", reshaped(top.lse, of_rows)?),
     ])
 }
 

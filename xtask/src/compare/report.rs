@@ -16,6 +16,8 @@ use crate::workspace;
 #[derive(Serialize)]
 pub(super) struct Report {
     commit: String,
+    /// Not only a crate or some cases.
+    whole: bool,
     machine: Machine,
     /// Names and versions.
     peers: Vec<String>,
@@ -128,12 +130,14 @@ impl Row {
 
 impl Report {
     pub(super) fn new(
+        whole: bool,
         machine: Machine,
         peers: Vec<String>,
         rows: Vec<Row>,
         precision: Vec<PrecisionRow>,
     ) -> Self {
-        Self { commit: workspace::commit(), machine, peers, notes: NOTES, rows, precision }
+        let commit = workspace::commit();
+        Self { commit, whole, machine, peers, notes: NOTES, rows, precision }
     }
 
     /// Writes the figures as JSON.

@@ -8,7 +8,7 @@ use crate::workspace::{self, Workspace};
 
 /// The folder of the project.
 const PROJECT: &str = "xtask/peers/rust";
-const LIBRARIES: &[&str] = &["candle", "burn"];
+pub(super) const LIBRARIES: &[&str] = &["candle", "burn"];
 
 /// Builds the worker and starts one with each library.
 pub(super) fn start(threads: usize) -> Result<Vec<Start>> {

@@ -9,11 +9,15 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Args;
+use crate::compare;
 use crate::workspace::{self, Workspace};
 
 /// `target/verify/report.json`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Verified {
+    /// Not only a crate.
+    #[serde(default)]
+    whole: bool,
     pub(super) quick: bool,
     pub(super) unix_time: i64,
     pub(super) commit: String,
@@ -39,6 +43,9 @@ pub(super) struct Check {
 pub(super) struct Compared {
     #[serde(default)]
     commit: String,
+    /// Not only a crate or some cases.
+    #[serde(default)]
+    whole: bool,
     pub(super) machine: Machine,
     pub(super) peers: Vec<String>,
     pub(super) notes: Vec<String>,
@@ -102,15 +109,38 @@ pub(super) struct Fault {
     commit: String,
 }
 
+impl Verified {
+    /// Whether these are all the checks, of the sources at `commit`.
+    fn serves(&self, commit: &str) -> bool {
+        self.whole && is_current(&self.commit, commit)
+    }
+}
+
+impl Compared {
+    /// Whether this is the whole comparison, of the sources at `commit` and with all of `peers`, of which
+    /// those without a version may have any.
+    fn serves(&self, commit: &str, peers: impl FnOnce() -> Vec<String>) -> bool {
+        let is_there = |peer: &String| {
+            let mut names = self.peers.iter();
+            names.any(|name| name == peer || name.split(' ').next() == Some(peer))
+        };
+        self.whole && is_current(&self.commit, commit) && peers().iter().all(is_there)
+    }
+}
+
+/// Whether results of one commit are those of another: sources that differ from their commit, or are of
+/// none that is known, may have changed since.
+fn is_current(of: &str, now: &str) -> bool {
+    of == now && !now.is_empty() && !now.ends_with("-dirty")
+}
+
 /// The checks and the comparison, of this state of the sources.
 pub(super) fn results(workspace: &Workspace, args: &Args) -> Result<(Verified, Compared)> {
     let folder = workspace.target.join("verify");
     let (verified, compared) = (folder.join("report.json"), folder.join("compare.json"));
     let commit = workspace::commit();
-    // Sources that differ from the commit may have changed since.
-    let is_current = |of: &str| !args.fresh && of == commit && !commit.ends_with("-dirty");
-    let old = load(&verified).ok().filter(|old: &Verified| is_current(&old.commit));
-    let verified = match old {
+    let old = load(&verified).ok();
+    let verified = match old.filter(|old: &Verified| !args.fresh && old.serves(&commit)) {
         Some(old) => old,
         None => {
             // A failed check is on the page; it does not keep the page from being written.
@@ -118,8 +148,11 @@ pub(super) fn results(workspace: &Workspace, args: &Args) -> Result<(Verified, C
             load(&verified)?
         }
     };
-    let old = load(&compared).ok().filter(|old: &Compared| is_current(&old.commit));
-    let compared = match old {
+    let serves = |old: &Compared| {
+        let peers = || compare::peers(&args.python, args.rust_peers);
+        !args.fresh && old.serves(&commit, peers)
+    };
+    let compared = match load(&compared).ok().filter(serves) {
         Some(old) => old,
         None => {
             let (python, json) =
@@ -158,4 +191,50 @@ pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Result<T> {
 pub(super) fn date(seconds: i64) -> String {
     let time = jiff::Timestamp::from_second(seconds).unwrap_or_default();
     time.strftime("%Y-%m-%d").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_whole_checks_of_a_known_commit_are_shown_again() {
+        let verified = |commit: &str, whole: bool| -> Verified {
+            serde_json::from_value(json!({
+                "whole": whole, "quick": true, "unix_time": 0, "commit": commit, "rustc": "", "cpu": "",
+                "instruction_sets": [], "checks": [],
+            }))
+            .unwrap()
+        };
+        assert!(verified("abc", true).serves("abc"));
+        assert!(!verified("abc", false).serves("abc"));
+        assert!(!verified("abc", true).serves("abd"));
+        assert!(!verified("abc-dirty", true).serves("abc-dirty"));
+        assert!(!verified("", true).serves(""));
+    }
+
+    #[test]
+    fn a_comparison_is_shown_again_with_the_peers_that_are_asked_for() {
+        let compared = |whole: bool, peers: &[&str]| -> Compared {
+            let machine =
+                json!({"cpu": "", "isa": "", "threads": 2, "peak_gflops": 1.0, "read_gb_s": 1.0});
+            serde_json::from_value(json!({
+                "commit": "abc", "whole": whole, "machine": machine, "peers": peers, "notes": [],
+                "rows": [],
+            }))
+            .unwrap()
+        };
+        let serves = |old: &Compared, peers: &[&str]| {
+            old.serves("abc", || peers.iter().map(|&peer| peer.to_owned()).collect())
+        };
+        let (alone, all) = (compared(true, &[]), compared(true, &["torch 2.15", "candle 0.9"]));
+        assert!(serves(&alone, &[]) && !serves(&alone, &["torch 2.15"]));
+        assert!(serves(&all, &[]) && serves(&all, &["torch 2.15", "candle"]));
+        assert!(!serves(&all, &["torch 2.16"]) && !serves(&all, &["torch 2.15", "burn"]));
+        assert!(!serves(&compared(false, &[]), &[]));
+    }
 }

@@ -9,7 +9,7 @@ use super::job::Job;
 use super::report::Extent;
 use super::runner::Runner;
 use super::toolchain;
-use crate::workspace::Workspace;
+use crate::workspace::{self, Workspace};
 
 /// How long each harness runs, unless something else is asked for.
 pub(super) const MINUTES: f64 = 10.0;
@@ -25,7 +25,7 @@ pub(crate) struct Args {
     /// Only this harness
     harness: Option<String>,
     /// Minutes for each
-    #[arg(long, default_value_t = MINUTES)]
+    #[arg(long, default_value_t = MINUTES, value_parser = workspace::minutes)]
     minutes: f64,
 }
 
@@ -34,7 +34,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let mut runner = Runner::new(&workspace, "fuzzing")?;
     check(&mut runner, &workspace, args.harness.as_deref(), args.minutes)?;
-    runner.finish(Extent::Usual)
+    runner.finish(Extent::Usual, args.harness.is_none())
 }
 
 /// Rows for the harnesses, or for the one called `only`.
@@ -72,7 +72,8 @@ pub(super) fn check(
         let seeds = format!("fuzz/corpus/{harness}");
         let mut command = toolchain::of("nightly", ["cargo", "fuzz", "run", &harness]);
         command.arg(found).arg(seeds).arg("--").args(LIMITS);
-        command.arg(format!("-max_total_time={:.0}", 60.0 * minutes));
+        // 0 would be no limit.
+        command.arg(format!("-max_total_time={:.0}", (60.0 * minutes).ceil()));
         command.env("ASAN_OPTIONS", "allocator_may_return_null=1");
         runner.run(Job::command(name, command));
     }

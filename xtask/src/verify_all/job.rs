@@ -20,7 +20,7 @@ impl Job {
     /// `cargo COMMAND.. SCOPE.. OPTIONS..`
     pub(super) fn cargo(name: &str, command: &[&str], scope: &[&str], options: &[&str]) -> Self {
         let arguments = [command, scope, options].concat();
-        let repeat = format!("cargo {}", arguments.join(" "));
+        let repeat = format!("cargo {}", shell_line(&arguments));
         Self::new(name.to_owned(), workspace::cargo(arguments), repeat)
     }
 
@@ -29,7 +29,7 @@ impl Job {
         let program = std::env::current_exe().unwrap_or_else(|_| "xtask".into());
         let mut command = Command::new(program);
         command.arg(subcommand).args(arguments).current_dir(workspace::root());
-        let repeat = format!("cargo xtask {subcommand} {}", arguments.join(" "));
+        let repeat = format!("cargo xtask {subcommand} {}", shell_line(arguments));
         Self::new(name.into(), command, repeat)
     }
 
@@ -39,7 +39,8 @@ impl Job {
             .chain(command.get_args())
             .map(|word| word.to_string_lossy().into_owned())
             .collect();
-        Self::new(name.into(), command, words.join(" "))
+        let repeat = shell_line(&words);
+        Self::new(name.into(), command, repeat)
     }
 
     /// A program that cargo has built, run as cargo would.
@@ -64,8 +65,7 @@ impl Job {
     /// The same with an environment variable.
     pub(super) fn env(mut self, key: &str, value: &str) -> Self {
         self.command.env(key, value);
-        let quote = if value.contains(' ') { "\"" } else { "" };
-        self.repeat = format!("{key}={quote}{value}{quote} {}", self.repeat);
+        self.repeat = format!("{key}={} {}", shell_line(&[value]), self.repeat);
         self
     }
 
@@ -81,5 +81,32 @@ impl Job {
     /// The same on one instruction set.
     pub(super) fn on(self, isa: Isa) -> Self {
         self.env("KERNELS_ISA", isa.name())
+    }
+}
+
+/// Words as a shell takes them apart again.
+fn shell_line<S: AsRef<str>>(words: &[S]) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "-_+=:,./@%".contains(c);
+    let quoted = |word: &str| {
+        if !word.is_empty() && word.chars().all(is_plain) {
+            word.to_owned()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    };
+    words.iter().map(|word| quoted(word.as_ref())).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repeated_command_has_the_same_words() {
+        let job = Job::xtask("compare", "compare", &["--python", "/my files/it's", "--pairs", "9"]);
+        let job = job.env("RUSTDOCFLAGS", "-D warnings");
+        let expected = r"RUSTDOCFLAGS='-D warnings' cargo xtask compare --python '/my files/it'\''s' --pairs 9";
+        assert_eq!(job.repeat, expected);
+        assert_eq!(shell_line(&["a;b", "", "$HOME"]), "'a;b' '' '$HOME'");
     }
 }

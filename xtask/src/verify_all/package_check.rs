@@ -30,7 +30,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     workspace.select(args.package.as_deref())?;
     let mut runner = Runner::new(&workspace, "package-check")?;
     check(&mut runner, &workspace, args.package.as_deref())?;
-    runner.finish(Extent::Usual)
+    runner.finish(Extent::Usual, args.package.is_none())
 }
 
 /// Rows for all crates, or for one.

@@ -53,6 +53,8 @@ pub(super) enum Extent {
 #[derive(Serialize)]
 struct Report<'a> {
     passed: bool,
+    /// Not only a crate or another part.
+    whole: bool,
     quick: bool,
     deep: bool,
     /// Seconds since 1970.
@@ -105,10 +107,17 @@ pub(super) fn print(rows: &[Row]) {
 }
 
 /// Writes `report.json` and `report.md`.
-pub(super) fn write(folder: &Path, rows: &[Row], extent: Extent, took: Duration) -> Result<()> {
+pub(super) fn write(
+    folder: &Path,
+    rows: &[Row],
+    extent: Extent,
+    whole: bool,
+    took: Duration,
+) -> Result<()> {
     let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let report = Report {
         passed: !rows.iter().any(|row| matches!(row.status, Status::Failed { .. })),
+        whole,
         quick: extent == Extent::Quick,
         deep: extent == Extent::Deep,
         unix_time: since_1970.map_or(0, |time| time.as_secs()),

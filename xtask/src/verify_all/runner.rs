@@ -97,12 +97,13 @@ impl Runner {
         self.add(Row { name: name.into(), seconds: 0.0, status });
     }
 
-    /// Prints the table and the failures, writes the reports.
-    pub(super) fn finish(self, extent: Extent) -> Result<ExitCode> {
+    /// Prints the table and the failures, writes the reports, which say whether this was the `whole` or only
+    /// a crate or another part.
+    pub(super) fn finish(self, extent: Extent, whole: bool) -> Result<ExitCode> {
         self.progress.finish_and_clear();
         let failed = self.rows.iter().any(|row| matches!(row.status, Status::Failed { .. }));
         report::print(&self.rows);
-        report::write(&self.folder, &self.rows, extent, self.started.elapsed())?;
+        report::write(&self.folder, &self.rows, extent, whole, self.started.elapsed())?;
         Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 

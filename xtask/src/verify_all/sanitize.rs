@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut runner = Runner::new(&workspace, "sanitize")?;
     let tools = if args.tools.is_empty() { &Tool::ALL[..] } else { &args.tools };
     check(&mut runner, &workspace, args.package.as_deref(), tools);
-    runner.finish(Extent::Usual)
+    runner.finish(Extent::Usual, args.tools.is_empty() && args.package.is_none())
 }
 
 /// Rows for the tools.
