@@ -245,7 +245,10 @@ impl Cache {
 
     /// Drops the pages that the window has passed, and the full precision that no later query reads.
     fn release_passed(&mut self, seq: SeqId) {
-        let passed = self.passed(&self.slots[seq.slot as usize].sequence);
+        let sequence = &self.slots[seq.slot as usize].sequence;
+        let (passed, next) = (self.passed(sequence), sequence.shortest());
+        // The page that is being filled is not full, whatever the residual.
+        let coded = self.coded_pages(next).min(next / self.config.page_size);
         let sequence = &mut self.slots[seq.slot as usize].sequence;
         for index in passed.clone() {
             let page = std::mem::replace(&mut sequence.pages[index], NO_PAGE);
@@ -260,10 +263,6 @@ impl Cache {
         if !passed.is_empty() {
             sequence.window_start = passed.end;
         }
-        let next = sequence.shortest();
-        // The page that is being filled is not full, whatever the residual.
-        let coded =
-            ((next + 1).saturating_sub(self.config.residual).min(next)) / self.config.page_size;
         for index in sequence.raw_start..coded.min(sequence.raw.len()) {
             if let Some(raw) = sequence.raw_page(index) {
                 self.raw.release(raw);

@@ -27,14 +27,17 @@ pub(crate) trait Numbers: Copy {
         stride: usize,
     ) -> [[S::f32s; V]; 2];
 
-    /// One number of a pair: its half `half`, 0 or 1. Reads nothing of the other's row, which a record
-    /// with an odd number of rows does not have.
+    /// One number of a pair: its half `half`, 0 or 1. Where the two lie in rows of their own it reads
+    /// nothing of the other, which a record with an odd number of rows does not have.
+    #[inline(always)]
     fn one<S: Simd, const V: usize>(
         simd: S,
         from: &[Self::Word],
         stride: usize,
         half: usize,
-    ) -> [S::f32s; V];
+    ) -> [S::f32s; V] {
+        Self::pair(simd, from, stride)[half]
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -95,17 +98,6 @@ macro_rules! sixteen_bits {
                     numbers[1][v] = $widen(simd, both & 0xffff_0000);
                 }
                 numbers
-            }
-
-            #[inline(always)]
-            fn one<S: Simd, const V: usize>(
-                simd: S,
-                from: &[u16],
-                stride: usize,
-                half: usize,
-            ) -> [S::f32s; V] {
-                // Both are in the same words.
-                Self::pair(simd, from, stride)[half]
             }
         }
     };

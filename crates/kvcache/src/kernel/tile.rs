@@ -5,6 +5,7 @@
 use tensor_utils::simd::{Simd, SimdBase, SimdFrom};
 
 use super::ahead::Lines;
+use crate::store::Part;
 
 /// Lanes of a vector of `f32`.
 #[inline(always)]
@@ -23,6 +24,15 @@ pub(crate) struct Panel<'a, W> {
     pub(crate) vectors: usize,
     /// What is fetched meanwhile.
     pub(crate) ahead: Lines<'a>,
+}
+
+impl<'a, W> Panel<'a, W> {
+    /// Some lanes of a record whose numbers are `words`.
+    #[inline(always)]
+    pub(crate) fn new<S: Simd>(words: &'a [W], part: &Part, ahead: Lines<'a>) -> Self {
+        let vectors = part.lanes.len().div_ceil(lanes::<S>());
+        Self { words: &words[part.start..], stride: part.stride, vectors, ahead }
+    }
 }
 
 /// What becomes of the sums.

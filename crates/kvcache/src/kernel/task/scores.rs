@@ -9,7 +9,7 @@ use crate::Storage;
 use crate::kernel::codes::{Codes, code_product};
 use crate::kernel::factors::Groups;
 use crate::kernel::floats::{Bf16, F16, F32, Numbers, product};
-use crate::kernel::tile::{Mode, Panel, Results, lanes};
+use crate::kernel::tile::{Mode, Panel, Results};
 use crate::store::{Form, Slab};
 
 impl<S: Simd> State<'_, '_, S> {
@@ -76,12 +76,7 @@ impl<S: Simd> State<'_, '_, S> {
         // What a vector reads and writes behind the last lane of a panel, the next one writes again.
         for panel in form.panels(fragment.row..fragment.row + fragment.len) {
             let work = rows.len() * panel.lanes.len() * form.columns;
-            let x = Panel {
-                words: &record[panel.start..],
-                stride: panel.stride,
-                vectors: panel.lanes.len().div_ceil(lanes::<S>()),
-                ahead: self.scratch.ahead.share(work),
-            };
+            let x = Panel::new::<S>(record, &panel, self.scratch.ahead.share(work));
             let key = fragment.key + panel.lanes.start - fragment.row;
             let numbers = &mut scores[rows.start * stride + key..];
             let (range, mode) = ((0, form.columns), Mode::Replace);
@@ -112,12 +107,7 @@ impl<S: Simd> State<'_, '_, S> {
         let words = &numbers[form.head()..];
         for panel in form.panels(fragment.row..fragment.row + fragment.len) {
             let work = rows.len() * panel.lanes.len() * form.columns;
-            let x = Panel {
-                words: &words[panel.start..],
-                stride: panel.stride,
-                vectors: panel.lanes.len().div_ceil(lanes::<S>()),
-                ahead: self.scratch.ahead.share(work),
-            };
+            let x = Panel::new::<S>(words, &panel, self.scratch.ahead.share(work));
             let codes = Codes { x, fields, first: 0, blocks, factors: &self.scratch.factors };
             let key = fragment.key + panel.lanes.start - fragment.row;
             let numbers = &mut scores[rows.start * stride + key..];

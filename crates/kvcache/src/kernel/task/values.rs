@@ -9,7 +9,7 @@ use crate::Storage;
 use crate::kernel::codes::{Codes, code_product};
 use crate::kernel::factors::{Groups, PADDING};
 use crate::kernel::floats::{Bf16, F16, F32, Numbers, product};
-use crate::kernel::tile::{Mode, Panel, Results, lanes};
+use crate::kernel::tile::{Mode, Panel, Results};
 use crate::store::{Form, Slab};
 
 impl<S: Simd> State<'_, '_, S> {
@@ -49,12 +49,7 @@ impl<S: Simd> State<'_, '_, S> {
         let weights = &scores[rows.start * SCORES + fragment.key..];
         for panel in form.panels(0..form.columns) {
             let work = rows.len() * fragment.len * panel.lanes.len();
-            let x = Panel {
-                words: &record[panel.start..],
-                stride: panel.stride,
-                vectors: panel.lanes.len().div_ceil(lanes::<S>()),
-                ahead: ahead.share(work),
-            };
+            let x = Panel::new::<S>(record, &panel, ahead.share(work));
             let numbers = &mut self.o[rows.start * self.e + panel.lanes.start..];
             let mut to = Results { numbers, stride: self.e };
             let range = (fragment.row, fragment.len);
@@ -96,12 +91,7 @@ impl<S: Simd> State<'_, '_, S> {
         let words = &words[record + form.head()..];
         for panel in form.panels(0..form.columns) {
             let work = rows.len() * fragment.len * panel.lanes.len();
-            let x = Panel {
-                words: &words[panel.start..],
-                stride: panel.stride,
-                vectors: panel.lanes.len().div_ceil(lanes::<S>()),
-                ahead: ahead.share(work),
-            };
+            let x = Panel::new::<S>(words, &panel, ahead.share(work));
             let codes = Codes { x, fields, first, blocks, factors };
             let numbers = &mut self.o[rows.start * self.e + panel.lanes.start..];
             code_product(self.simd, &codes, Mode::Add, &mut Results { numbers, stride: self.e });
