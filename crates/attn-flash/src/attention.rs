@@ -46,6 +46,8 @@ pub struct AttentionVarlen<T: Element> {
 /// - `N = 0`, `M = 0`, `B = 0` and `H = 0` are fine; `D = 0` and `E = 0` are errors.
 /// - NaN or infinity in a key, value or bias has no effect on queries that do not see it, and gives
 ///   the others what the formula gives: NaN, mostly.
+/// - In bf16 on [`Isa::Avx512Bf16`](tensor_utils::Isa::Avx512Bf16), queries and keys below the smallest normal
+///   number count as 0, and scores must be within the range of `f32` before the scale, too.
 /// - Weights, relative to the largest, are 0 from `2^-127` (`f64`: `2^-1023`) down; between that and the
 ///   smallest normal number they are anything from 0 to it.
 ///

@@ -8,8 +8,9 @@ use std::ops::Range;
 
 use ndarray::{ArrayViewMut2, ArrayViewMut3, ArrayViewMut4, Axis};
 use tensor_utils::simd::Simd;
-use tensor_utils::{Element, Instances, IsaError, Kernel, PerElement, dispatch};
+use tensor_utils::{Element, Instances, IsaError, Kernel, PerElement, bf16, dispatch};
 
+use crate::arithmetic::{ComputeType, Scores};
 use crate::batch::Batch;
 use crate::call::{Call, Sequence};
 use crate::observe::Observer;
@@ -61,7 +62,7 @@ fn instances<'a, 'c, 'b, 'o>() -> Instances<AnyForward<'a, 'c, 'b, 'o>> {
     Instances {
         f32: Forward::dispatch,
         f64: Forward::dispatch,
-        bf16: Forward::dispatch,
+        bf16: Forward::dispatch_bf16,
         f16: Forward::dispatch,
     }
 }
@@ -77,10 +78,28 @@ impl<T: Element> Forward<'_, '_, '_, '_, T> {
     }
 }
 
+impl Forward<'_, '_, '_, '_, bf16> {
+    /// With scores from pairs on the instruction set that has them.
+    fn dispatch_bf16(self) -> Result<(), IsaError> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(dot) = self.workspace.isa().bf16_dot() {
+            self.run_with(crate::arithmetic::Bf16Pairs(dot));
+            return Ok(());
+        }
+        self.dispatch()
+    }
+}
+
 impl<T: Element> Kernel for Forward<'_, '_, '_, '_, T> {
     type Output = ();
 
     fn run<S: Simd>(self, simd: S) {
+        self.run_with(ComputeType(simd));
+    }
+}
+
+impl<T: Element> Forward<'_, '_, '_, '_, T> {
+    fn run_with<P: Scores<T>>(self, arithmetic: P) {
         let Self { call, batch, outputs, workspace, observer } = self;
         let cost = |entry| {
             let (queries, keys) = batch.lengths(entry);
@@ -89,7 +108,7 @@ impl<T: Element> Kernel for Forward<'_, '_, '_, '_, T> {
         };
         let total: usize = (0..call.sizes.batch).map(cost).sum();
         let splitter = Splitter {
-            simd,
+            arithmetic,
             call,
             batch,
             workspace,
@@ -107,8 +126,8 @@ impl<T: Element> Call<'_, T> {
     }
 }
 
-struct Splitter<'a, 'c, 'b, S, T: Element> {
-    simd: S,
+struct Splitter<'a, 'c, 'b, P, T: Element> {
+    arithmetic: P,
     call: &'a Call<'c, T>,
     batch: &'a Batch<'b, T>,
     workspace: &'a Workspace<T::Acc>,
@@ -117,7 +136,7 @@ struct Splitter<'a, 'c, 'b, S, T: Element> {
     part_cost: usize,
 }
 
-impl<S: Simd, T: Element> Splitter<'_, '_, '_, S, T> {
+impl<P: Scores<T>, T: Element> Splitter<'_, '_, '_, P, T> {
     fn split_batch(&self, entries: Range<usize>, outputs: Outputs<'_, T>) {
         if entries.is_empty() {
             return;
@@ -215,7 +234,7 @@ impl<S: Simd, T: Element> Splitter<'_, '_, '_, S, T> {
         let too_large = rows > self.workspace.tiling().query_block || cost > self.part_cost;
         if !too_large || part.queries.len() <= CUT {
             let scratch = &mut *self.workspace.slot();
-            return compute_part(self.simd, inputs, &part, o, lse, scratch, self.observer);
+            return compute_part(self.arithmetic, inputs, &part, o, lse, scratch, self.observer);
         }
         // As few parts of at most a block as there can be: each packs all keys once.
         let parts = rows.div_ceil(self.workspace.tiling().query_block).max(2);

@@ -7,25 +7,24 @@ use std::ops::Range;
 
 use tensor_utils::Float;
 use tensor_utils::simd::{Simd, SimdBase, SimdFloat, SimdFrom};
-use tensor_utils::tile::pack::{panel_depth, panel_index};
+use tensor_utils::tile::pack::panel_index;
 use tensor_utils::tile::{
-    add_product_rows, lanes, load, panel_width, product_rows, row_stride, store,
+    Multiply, add_product_rows, lanes, load, panel_width, product_rows, store,
 };
 
-/// A packed block of keys and values.
+/// The packed values of a block.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Block<'a, A> {
-    /// Keys, by `pack_transposed`.
-    pub(crate) keys: &'a [A],
-    /// Values, by `pack_columns`.
-    pub(crate) values: &'a [A],
-    /// Keys that a panel of values has room for.
+pub(crate) struct Values<'a, A> {
+    /// By `pack_columns`.
+    pub(crate) panels: &'a [A],
+    /// Keys that a panel has room for.
     pub(crate) capacity: usize,
-    /// Head size.
-    pub(crate) d: usize,
     /// Value size, rounded up to lanes; row stride of the outputs.
     pub(crate) e: usize,
 }
+
+/// A vector of sums.
+type Vector<M, X> = <<M as Multiply<X>>::Sum as Float>::Vector<<M as Multiply<X>>::Simd>;
 
 /// Where the score of row `row` and column `column` lies: the scores of a tile are
 /// `[panel][ROWS][panel width]`, so that each panel is written and read at fixed distances.
@@ -38,28 +37,28 @@ pub(crate) const fn score_index<const ROWS: usize>(
     (column / width * ROWS + row) * width + column % width
 }
 
-/// `scores[i, j] = q_i . k_j` (eq. 1) for the columns of whole panels `columns`. `queries` are rows
-/// of `row_stride(D)`.
-pub(crate) fn score_tile<S: Simd, A: Float, const ROWS: usize>(
-    simd: S,
-    queries: &[A],
-    block: Block<'_, A>,
+/// `scores[i, j] = finish(q_i . k_j)` (eq. 1) for the columns of whole panels `columns`. `queries` are
+/// `stride` apart, `keys` packed transposed, `depth` deep.
+pub(crate) fn score_tile<M: Multiply<X>, X: Copy, const ROWS: usize>(
+    multiply: M,
+    (queries, stride): (&[X], usize),
+    (keys, depth): (&[X], usize),
     columns: Range<usize>,
-    scores: &mut [A],
+    finish: impl Fn(Vector<M, X>) -> Vector<M, X>,
+    scores: &mut [M::Sum],
 ) {
-    simd.vectorize(
+    multiply.inside(
         #[inline(always)]
         || {
-            let width = panel_width::<S, A>();
-            let depth = panel_depth(block.d);
-            let stride = row_stride::<S, A>(block.d);
+            let width = panel_width::<M::Simd, M::Sum>();
             let scores = &mut scores[columns.start * ROWS..columns.end * ROWS];
             let panels = columns.step_by(width).zip(scores.chunks_exact_mut(ROWS * width));
             for (column, scores) in panels {
-                let panel = &block.keys[column * depth..][..depth * width];
-                let sums = product_rows::<S, A, ROWS, 2>(simd, depth, queries, stride, panel);
+                let panel = &keys[column * depth..][..depth * width];
+                let sums = product_rows::<M, X, ROWS, 2>(multiply, depth, queries, stride, panel);
                 for (sums, scores) in sums.iter().zip(scores.chunks_exact_mut(width)) {
-                    store::<S, A, 2>(sums, scores);
+                    let sums = [finish(sums[0]), finish(sums[1])];
+                    store::<M::Simd, M::Sum, 2>(&sums, scores);
                 }
             }
         },
@@ -160,7 +159,7 @@ fn exp_all<S: Simd, A: Float, const N: usize>(simd: S, x: &mut [A; N]) {
 /// `o_i = o_i * correction_i + sum_j p_ij v_j` (eq. 7) over the keys `columns`.
 pub(crate) fn value_tile<S: Simd, A: Float, const ROWS: usize>(
     simd: S,
-    block: Block<'_, A>,
+    values: Values<'_, A>,
     columns: Range<usize>,
     weights: &[A],
     corrections: &[A; ROWS],
@@ -171,18 +170,18 @@ pub(crate) fn value_tile<S: Simd, A: Float, const ROWS: usize>(
         || {
             let width = panel_width::<S, A>();
             let weights = &weights[columns.start * ROWS..columns.end * ROWS];
-            let whole = block.e / width * width;
+            let whole = values.e / width * width;
             let panel = |column: usize, width: usize| {
-                &block.values[column * block.capacity + columns.start * width..]
+                &values.panels[column * values.capacity + columns.start * width..]
                     [..columns.len() * width]
             };
             for column in (0..whole).step_by(width) {
                 let panel = panel(column, width);
-                add_values::<S, A, ROWS, 2>(simd, block, weights, panel, corrections, o, column);
+                add_values::<S, A, ROWS, 2>(simd, values, weights, panel, corrections, o, column);
             }
-            if whole < block.e {
+            if whole < values.e {
                 let panel = panel(whole, lanes::<S, A>());
-                add_values::<S, A, ROWS, 1>(simd, block, weights, panel, corrections, o, whole);
+                add_values::<S, A, ROWS, 1>(simd, values, weights, panel, corrections, o, whole);
             }
         },
     )
@@ -192,7 +191,7 @@ pub(crate) fn value_tile<S: Simd, A: Float, const ROWS: usize>(
 #[inline(always)]
 fn add_values<S: Simd, A: Float, const ROWS: usize, const VECTORS: usize>(
     simd: S,
-    block: Block<'_, A>,
+    values: Values<'_, A>,
     weights: &[A],
     panel: &[A],
     corrections: &[A; ROWS],
@@ -207,7 +206,7 @@ fn add_values<S: Simd, A: Float, const ROWS: usize, const VECTORS: usize>(
         sums = add_product_rows(simd, sums, keys, weights, keys, panel);
     }
     for i in 0..ROWS {
-        let o = &mut o[i * block.e + column..][..width];
+        let o = &mut o[i * values.e + column..][..width];
         let old = load::<S, A, VECTORS>(simd, o);
         let correction = A::Vector::<S>::simd_from(simd, corrections[i]);
         let mut new = sums[i];
@@ -223,7 +222,7 @@ fn add_values<S: Simd, A: Float, const ROWS: usize, const VECTORS: usize>(
 /// tile, so that the other keys give the same bits.
 pub(crate) fn visible_value_tile<S: Simd, A: Float, const ROWS: usize>(
     simd: S,
-    block: Block<'_, A>,
+    values: Values<'_, A>,
     columns: Range<usize>,
     scores: &[A],
     weights: &[A],
@@ -234,15 +233,15 @@ pub(crate) fn visible_value_tile<S: Simd, A: Float, const ROWS: usize>(
         #[inline(always)]
         || {
             let (lanes, width) = (lanes::<S, A>(), panel_width::<S, A>());
-            for (i, o) in o.chunks_exact_mut(block.e).enumerate() {
+            for (i, o) in o.chunks_exact_mut(values.e).enumerate() {
                 let correction = A::Vector::<S>::simd_from(simd, corrections[i]);
                 for (column, out) in (0..).step_by(lanes).zip(o.chunks_exact_mut(lanes)) {
                     let mut sum = A::Vector::<S>::simd_from(simd, A::ZERO);
                     for j in columns.clone() {
                         let weight = score_index::<ROWS>(i, j, width);
                         if scores[weight] != A::NEG_INFINITY {
-                            let at = panel_index(column, j, block.e, block.capacity, width);
-                            let [v] = load::<S, A, 1>(simd, &block.values[at..]);
+                            let at = panel_index(column, j, values.e, values.capacity, width);
+                            let [v] = load::<S, A, 1>(simd, &values.panels[at..]);
                             sum = A::Vector::<S>::simd_from(simd, weights[weight]).mul_add(v, sum);
                         }
                     }

@@ -4,15 +4,14 @@ use std::ops::Range;
 
 use ndarray::{ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 use tensor_utils::simd::Simd;
-use tensor_utils::tile::pack::{copy_rows, narrow_row, pack_columns, pack_transposed};
-use tensor_utils::tile::{lanes, panel_width, row_stride, tiles};
+use tensor_utils::tile::pack::{narrow_row, pack_columns};
+use tensor_utils::tile::{lanes, panel_width, tiles};
 use tensor_utils::{Element, Float, Isa};
 
+use crate::arithmetic::Scores;
 use crate::call::{Call, Sequence};
 use crate::observe::{Observer, Step};
-use crate::tile::{
-    Block, normalise, score_index, score_tile, softmax_tile, value_tile, visible_value_tile,
-};
+use crate::tile::{Values, normalise, score_index, softmax_tile, value_tile, visible_value_tile};
 use crate::workspace::Scratch;
 use crate::{Coverage, Tile};
 
@@ -58,8 +57,8 @@ impl Part {
 }
 
 /// Computes `o` `[group, queries, E]` and `lse` `[group, queries]` of a part.
-pub(crate) fn compute_part<S: Simd, T: Element>(
-    simd: S,
+pub(crate) fn compute_part<P: Scores<T>, T: Element>(
+    arithmetic: P,
     inputs: &Inputs<'_, '_, T>,
     part: &Part,
     mut o: ArrayViewMut3<'_, T>,
@@ -71,7 +70,7 @@ pub(crate) fn compute_part<S: Simd, T: Element>(
     let capacity = scratch.m.len();
     for start in (0..rows).step_by(capacity) {
         let mut band =
-            Band { simd, inputs, part, rows: start..rows.min(start + capacity), scratch };
+            Band { arithmetic, inputs, part, rows: start..rows.min(start + capacity), scratch };
         band.start();
         band.add_keys(observer);
         band.finish(&mut o, &mut lse);
@@ -79,36 +78,28 @@ pub(crate) fn compute_part<S: Simd, T: Element>(
 }
 
 /// The rows of a part that fit into the scratch, on their way over the keys.
-struct Band<'a, 'i, 'c, S: Simd, T: Element> {
-    simd: S,
+struct Band<'a, 'i, 'c, P: Scores<T>, T: Element> {
+    arithmetic: P,
     inputs: &'a Inputs<'i, 'c, T>,
     part: &'a Part,
     rows: Range<usize>,
     scratch: &'a mut Scratch<T::Acc>,
 }
 
-impl<S: Simd, T: Element> Band<'_, '_, '_, S, T> {
-    /// Stride of packed queries.
-    fn d(&self) -> usize {
-        row_stride::<S, T::Acc>(self.inputs.call.sizes.d)
-    }
-
+impl<P: Scores<T>, T: Element> Band<'_, '_, '_, P, T> {
     /// Value size rounded up to lanes.
     fn e(&self) -> usize {
-        self.inputs.call.sizes.e.next_multiple_of(lanes::<S, T::Acc>())
+        self.inputs.call.sizes.e.next_multiple_of(lanes::<P::Simd, T::Acc>())
     }
 
     /// Packs the queries and sets each row to the state in which it has seen its sink alone.
     fn start(&mut self) {
-        let (d, e) = (self.d(), self.e());
-        let call = self.inputs.call;
-        let rows = self.rows.len();
-        let packed = self.scratch.queries[..rows * d].chunks_exact_mut(d);
-        for (i, packed) in packed.enumerate() {
+        let (call, e, rows) = (self.inputs.call, self.e(), self.rows.len());
+        for i in 0..rows {
             let Row { head, query } = self.part.row(self.rows.start + i);
             let q = self.inputs.q.index_axis(Axis(0), head);
             let q = q.slice_axis(Axis(0), (query..query + 1).into());
-            copy_rows(self.simd, q, call.scale, packed, d);
+            self.arithmetic.pack_query(q, i, call.scale, self.scratch);
             let interval = call.interval(&self.part.sequence, query);
             self.scratch.intervals[i] = (interval.start, interval.end);
             let sink = call.sinks.map_or(T::Acc::NEG_INFINITY, |sinks| sinks[head]);
@@ -137,7 +128,7 @@ impl<S: Simd, T: Element> Band<'_, '_, '_, S, T> {
             let keys = block_start..self.part.sequence.keys.min(block_start + size);
             // Packed when the first tile needs it: a block that the user mask skips costs nothing.
             let mut packed = None;
-            for (first, height) in tiles::<S, T::Acc>(self.rows.len()) {
+            for (first, height) in tiles::<P::Simd, T::Acc>(self.rows.len()) {
                 let interval = self.interval(first..first + height);
                 let visible = interval.start.max(keys.start)..interval.end.min(keys.end);
                 if visible.is_empty() {
@@ -187,13 +178,13 @@ impl<S: Simd, T: Element> Band<'_, '_, '_, S, T> {
 
     /// Packs a block of keys and values; returns whether the values are finite.
     fn pack(&mut self, keys: &Range<usize>) -> bool {
-        let Self { simd, inputs, part, ref mut scratch, .. } = *self;
+        let Self { arithmetic, inputs, part, ref mut scratch, .. } = *self;
         let k = inputs.k.index_axis(Axis(0), part.key_head);
         let k = k.slice_axis(Axis(0), keys.clone().into());
         let v = inputs.v.index_axis(Axis(0), part.key_head);
         let v = v.slice_axis(Axis(0), keys.clone().into());
-        pack_transposed(simd, k, &mut scratch.keys, &mut scratch.rows);
-        let one = T::Acc::ONE;
+        arithmetic.pack_keys(k, scratch);
+        let (simd, one) = (arithmetic.simd(), T::Acc::ONE);
         pack_columns(simd, v, one, &mut scratch.values, inputs.key_block, &mut scratch.rows)
     }
 
@@ -203,26 +194,24 @@ impl<S: Simd, T: Element> Band<'_, '_, '_, S, T> {
         step: &TileStep,
         observer: Option<&dyn Observer<T::Acc>>,
     ) {
-        let (d, e) = (self.d(), self.e());
-        let Self { simd, inputs, part, ref rows, ref mut scratch } = *self;
-        let call = inputs.call;
+        let e = self.e();
+        let Self { arithmetic, inputs, part, ref rows, ref mut scratch } = *self;
+        let (call, simd) = (inputs.call, arithmetic.simd());
         let capacity = inputs.key_block;
-        let width = panel_width::<S, T::Acc>();
+        let width = panel_width::<P::Simd, T::Acc>();
         let (first, block_start) = (step.first, step.keys.start);
         // Columns of the block: those that somebody in the tile may see, and whole panels of them.
         let visible = step.visible.start - block_start..step.visible.end - block_start;
         let columns = visible.start / width * width..visible.end.next_multiple_of(width);
 
-        let block =
-            Block { keys: &scratch.keys, values: &scratch.values, capacity, d: call.sizes.d, e };
-        let queries = &scratch.queries[first * d..][..ROWS * d];
+        arithmetic.score::<ROWS>(first, columns.clone(), call.sizes.d, call.scale, scratch);
+
+        let values = Values { panels: &scratch.values, capacity, e };
         let scores = &mut scratch.scores[..ROWS * capacity];
         let m = &mut scratch.m[first..][..ROWS];
         let l = &mut scratch.l[first..][..ROWS];
         let o = &mut scratch.o[first * e..][..ROWS * e];
         let intervals = &scratch.intervals[first..][..ROWS];
-
-        score_tile::<S, T::Acc, ROWS>(simd, queries, block, columns.clone(), scores);
 
         let ask_user = step.coverage == Coverage::Partial;
         if ask_user || call.adjusts_scores() {
@@ -264,9 +253,9 @@ impl<S: Simd, T: Element> Band<'_, '_, '_, S, T> {
 
         let corrections: [T::Acc; ROWS] = softmax_tile(simd, columns.clone(), scores, m, l);
         if step.finite {
-            value_tile(simd, block, columns, scores, &corrections, o);
+            value_tile(simd, values, columns, scores, &corrections, o);
         } else {
-            visible_value_tile(simd, block, columns, raw_scores, scores, &corrections, o);
+            visible_value_tile(simd, values, columns, raw_scores, scores, &corrections, o);
         }
 
         let Some(observer) = observer else { return };
@@ -289,11 +278,11 @@ impl<S: Simd, T: Element> Band<'_, '_, '_, S, T> {
     /// Divides by `l`, rounds and writes out.
     fn finish(self, o: &mut ArrayViewMut3<'_, T>, lse: &mut ArrayViewMut2<'_, T::Acc>) {
         let e = self.e();
-        let Self { simd, part, scratch, .. } = self;
+        let Self { arithmetic, part, scratch, .. } = self;
         for (i, r) in self.rows.enumerate() {
             let row = &mut scratch.o[i * e..][..e];
             let (m, l) = (scratch.m[i], scratch.l[i]);
-            normalise(simd, row, l);
+            normalise(arithmetic.simd(), row, l);
             let (head, query) = (r / part.queries.len(), r % part.queries.len());
             let mut out = o.index_axis_mut(Axis(0), head);
             narrow_row(row, out.row_mut(query));

@@ -16,10 +16,11 @@ const MAX_TILE: usize = 12;
 ///
 /// One slot for each thread of the rayon pool it is made in; a call from a larger pool is correct
 /// but waits for slots. With `d` and `e` the sizes rounded up to 16, `r` the query block, `c` the
-/// key block rounded up to 32 and `w` the bytes of the compute type, a slot takes
+/// key block rounded up to 32, `m` the larger of `d` and `e` rounded up to 32, and `w` the bytes of the
+/// compute type, a slot takes
 ///
 /// ```text
-/// w (r (d + e) + c (d + e) + 24 c + 16 max(d, e) + 2 r) + 16 r  bytes,
+/// w (r (d + e) + c (d + e) + 24 c + 16 m + 2 r) + 16 r  bytes,
 /// ```
 ///
 /// whatever the number of queries, keys, heads and batch entries: 1.14 MB for `f32`, head size 64
@@ -105,7 +106,7 @@ fn round_up(n: usize, multiple: usize) -> usize {
 /// The scratch of one thread; the packed layouts are those of `tensor_utils::tile::pack`.
 #[derive(Debug)]
 pub(crate) struct Scratch<A> {
-    /// Queries, times the scale, `[row][row_stride(D)]`.
+    /// Queries as [`Scores::pack_query`](crate::arithmetic::Scores::pack_query) leaves them.
     pub(crate) queries: Aligned<A>,
     /// Unnormalised outputs, `[row][E rounded up to lanes]`.
     pub(crate) o: Aligned<A>,
@@ -115,7 +116,7 @@ pub(crate) struct Scratch<A> {
     pub(crate) l: Aligned<A>,
     /// First key and end of the keys that each row may see.
     pub(crate) intervals: Vec<(usize, usize)>,
-    /// Packed keys of a block.
+    /// Keys of a block as [`Scores::pack_keys`](crate::arithmetic::Scores::pack_keys) leaves them.
     pub(crate) keys: Aligned<A>,
     /// Packed values of a block.
     pub(crate) values: Aligned<A>,
@@ -141,7 +142,7 @@ impl<A: Float> Scratch<A> {
             intervals: try_vec("workspace", &[rows])?,
             keys: zeros(keys, d)?,
             values: zeros(keys, e)?,
-            rows: zeros(MAX_LANES, d.max(e))?,
+            rows: zeros(MAX_LANES, round_up(d.max(e), 2 * MAX_LANES))?,
             scores: zeros(MAX_TILE, keys)?,
             raw_scores: zeros(MAX_TILE, keys)?,
         })

@@ -62,7 +62,9 @@ fn documented_size(tiling: &Tiling) {
         let workspace = Workspace::<f32>::new(d, e, tiling).unwrap();
         let (d, e) = (d.next_multiple_of(16), e.next_multiple_of(16));
         let (r, c) = (tiling.query_block, tiling.key_block.next_multiple_of(32));
-        let slot = 4 * (r * (d + e) + c * (d + e) + 24 * c + 16 * d.max(e) + 2 * r) + 16 * r;
+        let slot = 4
+            * (r * (d + e) + c * (d + e) + 24 * c + 16 * d.max(e).next_multiple_of(32) + 2 * r)
+            + 16 * r;
         assert_eq!(workspace.bytes(), slot * rayon::current_num_threads());
     }
 }

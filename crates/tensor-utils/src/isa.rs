@@ -80,15 +80,15 @@ impl Isa {
     }
 
     /// Whether kernels use it unasked where it is available. `vdpbf16ps` has twice the speed of `f32`
-    /// on AMD's Zen 5 (family 1Ah) and half of it on Intel's Sapphire Rapids; elsewhere it has not
-    /// been measured.
+    /// on AMD's Zen 4 and 5 (families 19h and 1Ah; the other processors of 19h lack it) and half of it on
+    /// Intel's Sapphire Rapids; elsewhere it has not been measured.
     fn is_fast(self) -> bool {
-        self != Self::Avx512Bf16 || amd_family().is_some_and(|family| family >= 0x1a)
+        self != Self::Avx512Bf16 || amd_family().is_some_and(|family| family >= 0x19)
     }
 
     /// The instruction set that kernels use unless told otherwise: the one that the environment
     /// variable `KERNELS_ISA` names, or the widest this machine has, [`Isa::Avx512Bf16`] only where it
-    /// is known to be fast: on AMD's Zen 5 and later. Read once per process.
+    /// is known to be fast: on AMD's Zen 4 and later. Read once per process.
     ///
     /// # Errors
     /// [`IsaError`] if the variable names an unknown or missing instruction set: a path that was
