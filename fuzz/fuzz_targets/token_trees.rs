@@ -41,7 +41,7 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
             let width = u.int_in_range(0..=6)?;
             if let Ok(tree) = eagle::tree_of_paths(&tokens, links(u, width)?.view()) {
                 let root = tokens[0];
-                let buffers = eagle::Buffers::from_tree(root, &tree, eagle::PathOrder::Path);
+                let buffers = eagle::Buffers::from_tree(root, &tree, eagle::PathOrder::Path).unwrap();
                 assert_eq!(buffers.to_tree().expect("its own buffers"), (root, tree));
             }
             let choices: Vec<Vec<usize>> = u.arbitrary()?;
@@ -55,7 +55,7 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
             let mask = array(u, rows, size, |u| u.arbitrary::<bool>())?;
             let tokens: Vec<u32> = (0..size.saturating_sub(1) as u32).collect();
             if let Ok(tree) = sglang::tree_of_mask(mask.view(), &tokens) {
-                assert_eq!(sglang::tree_mask(&tree), mask);
+                assert_eq!(sglang::tree_mask(&tree).unwrap(), mask);
             }
             Ok(())
         }

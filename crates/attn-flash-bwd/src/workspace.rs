@@ -3,9 +3,7 @@
 use std::sync::{Mutex, MutexGuard};
 
 use tensor_utils::tile::pairs::{Pair, pair_depth};
-use tensor_utils::{
-    Aligned, Element, Float, Isa, IsaError, ShapeError, bf16, lock_slot, take_slot, try_vec,
-};
+use tensor_utils::{Aligned, Element, Float, Isa, ShapeError, bf16, lock_slot, take_slot, try_vec};
 
 use crate::{Error, Inputs, Strategy, Tiling, VarlenInputs};
 
@@ -41,6 +39,7 @@ const MAX_LANES: usize = 16;
 #[derive(Debug)]
 pub struct Workspace<T: Element> {
     tiling: Tiling,
+    isa: Isa,
     room: Room,
     pub(crate) slots: Slots<T::Acc>,
     pub(crate) delta: Vec<T::Acc>,
@@ -85,11 +84,7 @@ impl<T: Element> Workspace<T> {
                 return Err(Error::EmptyBlock { block });
             }
         }
-        let isa = match tiling.isa {
-            None => Isa::active()?,
-            Some(isa) if isa.is_available() => isa,
-            Some(isa) => return Err(IsaError::Unavailable(isa).into()),
-        };
+        let isa = Isa::resolve(tiling.isa)?;
         let tiling = Tiling {
             key_block: round_up(tiling.key_block, 2 * MAX_LANES),
             isa: Some(isa),
@@ -108,6 +103,7 @@ impl<T: Element> Workspace<T> {
             delta: zeros(room.rows)?,
             sums: [zeros(dq)?, zeros(dk)?, zeros(dv)?],
             tiling,
+            isa,
         })
     }
 
@@ -125,7 +121,7 @@ impl<T: Element> Workspace<T> {
 
     /// The instruction set it was made for.
     pub(crate) fn isa(&self) -> Isa {
-        self.tiling.isa.unwrap_or(Isa::Portable)
+        self.isa
     }
 
     /// Whether delta is computed in a pass of its own.

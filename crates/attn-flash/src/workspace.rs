@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use tensor_utils::{Aligned, Float, Isa, IsaError, ShapeError, lock_slot, take_slot, try_vec};
+use tensor_utils::{Aligned, Float, Isa, ShapeError, lock_slot, take_slot, try_vec};
 
 use crate::call::invalid;
 use crate::{Error, Tiling};
@@ -28,6 +28,7 @@ const MAX_TILE: usize = 12;
 #[derive(Debug)]
 pub struct Workspace<A: Float> {
     tiling: Tiling,
+    isa: Isa,
     head_size: usize,
     value_size: usize,
     slots: Vec<Mutex<Scratch<A>>>,
@@ -48,11 +49,7 @@ impl<A: Float> Workspace<A> {
                 return Err(invalid(option, "at least 1", block));
             }
         }
-        let isa = match tiling.isa {
-            None => Isa::active()?,
-            Some(isa) if isa.is_available() => isa,
-            Some(isa) => return Err(IsaError::Unavailable(isa).into()),
-        };
+        let isa = Isa::resolve(tiling.isa)?;
         let tiling = Tiling {
             key_block: round_up(tiling.key_block, 2 * MAX_LANES),
             isa: Some(isa),
@@ -61,7 +58,7 @@ impl<A: Float> Workspace<A> {
         let slots = (0..rayon::current_num_threads())
             .map(|_| Scratch::new(head_size, value_size, &tiling).map(Mutex::new))
             .collect::<Result<_, _>>()?;
-        Ok(Self { tiling, head_size, value_size, slots })
+        Ok(Self { tiling, isa, head_size, value_size, slots })
     }
 
     /// Size of all slots in bytes.
@@ -76,7 +73,7 @@ impl<A: Float> Workspace<A> {
 
     /// The instruction set it was made for.
     pub(crate) fn isa(&self) -> Isa {
-        self.tiling.isa.unwrap_or(Isa::Portable)
+        self.isa
     }
 
     /// Checks that it is large enough.

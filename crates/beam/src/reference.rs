@@ -33,7 +33,8 @@ struct Beam {
 /// What [`beam_search`](crate::beam_search) returns for one prompt, without its early stop.
 ///
 /// # Errors
-/// As [`beam_search`](crate::beam_search), except that logits are not checked.
+/// As [`beam_search`](crate::beam_search), except that logits are not checked. A
+/// [`Constraint`](crate::Constraint) is asked about item 0.
 pub fn beam_search_reference(
     mut next: impl FnMut(&[u32]) -> Result<Vec<f64>, ModelError>,
     vocabulary: usize,
@@ -211,9 +212,13 @@ fn first_come(
     finished.len() == enough || live.is_empty()
 }
 
-/// `max(2, 1 + E) K` (eq. 2) for `K` beams.
+/// `2 K` in the pool, else `max(2, 1 + E) K` (eq. 2) for `K` beams.
 fn offered(beams: usize, options: &Options<'_>) -> usize {
-    beams * (1 + distinct(options.eos).len()).max(2)
+    let times = match options.rule {
+        Rule::Pool => 2,
+        _ => (1 + distinct(options.eos).len()).max(2),
+    };
+    beams.saturating_mul(times)
 }
 
 /// As many best continuations of all as are [`offered`] to `beams` beams.

@@ -74,9 +74,12 @@ pub(crate) struct Step<'a> {
     pub(crate) chosen: &'a [u32],
 }
 
-/// How many of its best tokens each live beam offers to a group of `beams`: enough for `beams` live ones
-/// if all end tokens come first, `2 beams` with one end token.
+/// How many of its best tokens each live beam offers to a group of `beams`: two for each in the pool, else
+/// enough for `beams` live ones if all end tokens come first, which is as many with one end token.
 pub(crate) fn offered(options: &Options<'_>, beams: usize) -> usize {
+    if options.rule == Rule::Pool {
+        return beams.saturating_mul(2);
+    }
     let mut eos = options.eos.to_vec();
     eos.sort_unstable();
     eos.dedup();

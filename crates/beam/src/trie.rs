@@ -24,8 +24,8 @@ pub enum Follow {
 
 /// The sequences that may be generated, for generative retrieval and the like.
 ///
-/// A generated sequence is one of these, then an end token. One that ends with an end token itself is
-/// complete with it.
+/// A generated sequence is one of these, then an end token. One that has an end token itself is complete
+/// with the first, whatever follows in it.
 ///
 /// ```
 /// use beam::{Constraint, Follow, Trie};

@@ -230,7 +230,7 @@ impl TokenTree {
     /// Which nodes see which, as bits: itself and its ancestors.
     ///
     /// # Errors
-    /// None that a checked tree can cause.
+    /// [`Error::Shape`] if there is no memory for the square of the number of nodes in bits.
     pub fn ancestors(&self) -> Result<AncestorMask, Error> {
         Self::mask_of(&self.parents)
     }
@@ -242,8 +242,10 @@ impl TokenTree {
     }
 
     fn mask_of(parents: &[i64]) -> Result<AncestorMask, Error> {
-        AncestorMask::from_parents(parents)
-            .map_err(|error| Error::Format { arg: "parents", problem: error.to_string() })
+        AncestorMask::from_parents(parents).map_err(|error| match error {
+            attn_flash::Error::Shape(error) => Error::Shape(error),
+            other => Error::Format { arg: "parents", problem: other.to_string() },
+        })
     }
 }
 

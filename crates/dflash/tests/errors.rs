@@ -215,7 +215,7 @@ fn arrays_that_are_no_trees() {
     names(paths(&[7, 1, 2], array![[0, 1, 2], [0, 2, -1]]), &["node 2 has two parents"]);
     names(paths(&[7, 1, 2], array![[0, 1, -1]]), &["node 2 has no parent"]);
     let tree = TokenTree::chain(&[1]).unwrap();
-    let buffers = eagle::Buffers::from_tree(7, &tree, eagle::PathOrder::Leaf);
+    let buffers = eagle::Buffers::from_tree(7, &tree, eagle::PathOrder::Leaf).unwrap();
     let accepted = Accepted { nodes: vec![3], tokens: vec![1, 2] };
     names(buffers.outcome(&accepted), &["`accepted`"]);
 }

@@ -86,7 +86,7 @@ fn sglang_mask() {
     assert_eq!(arrays.retrieve_next_token, array![[1, -1, 3, -1]]);
     assert_eq!(arrays.retrieve_next_sibling, array![[-1, 2, -1, -1]]);
     assert_eq!(tree.positions(12).unwrap(), [13, 13, 14]);
-    assert_eq!(sglang::tree_mask(&tree), mask);
+    assert_eq!(sglang::tree_mask(&tree).unwrap(), mask);
     assert_eq!(sglang::tree_mask_bits(&tree).unwrap(), [0b0001, 0b0011, 0b0101, 0b1101]);
     assert!(sglang::tree_mask_bits(&TokenTree::chain(&[1; 64]).unwrap()).is_err());
 }
@@ -126,7 +126,7 @@ fn eagle_choices() {
     shuffled.reverse();
     let token = |choice: &[usize]| choice.iter().fold(0, |token, &rank| token * 10 + rank as u32);
     let tree = eagle::tree_of_choices(&shuffled, token).unwrap();
-    let buffers = eagle::Buffers::from_tree(99, &tree, eagle::PathOrder::Path);
+    let buffers = eagle::Buffers::from_tree(99, &tree, eagle::PathOrder::Path).unwrap();
     let want = array![
         [0, 1, 5, 13, 21, 24],
         [0, 1, 5, 13, 21, 25],
@@ -171,7 +171,7 @@ fn eagle_buffers() {
     };
     let (root, tree) = buffers.to_tree().unwrap();
     assert_eq!((root, tree.parents()), (100, &[-1, -1, 0, 0, 1, 2][..]));
-    assert_eq!(eagle::Buffers::from_tree(100, &tree, eagle::PathOrder::Leaf), buffers);
+    assert_eq!(eagle::Buffers::from_tree(100, &tree, eagle::PathOrder::Leaf).unwrap(), buffers);
 
     // 200, 400, then something else: path 2, two tokens.
     let logits = Array2::from_shape_fn((7, 800), |(row, token)| {

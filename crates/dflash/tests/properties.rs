@@ -114,7 +114,7 @@ proptest! {
         let trees = sglang::Trees::from_trees(&[root, root + 1], &batch).unwrap();
         prop_assert_eq!(trees.to_trees().unwrap(), [(root, tree.clone()), (root + 1, tree.clone())]);
         for order in [eagle::PathOrder::Leaf, eagle::PathOrder::Path] {
-            let buffers = eagle::Buffers::from_tree(root, &tree, order);
+            let buffers = eagle::Buffers::from_tree(root, &tree, order).unwrap();
             prop_assert_eq!(buffers.to_tree().unwrap(), (root, tree.clone()));
             let accepted = accept_greedy(&tree, logits.view()).unwrap();
             let (best, length) = buffers.outcome(&accepted).unwrap();
@@ -123,7 +123,7 @@ proptest! {
                 prop_assert_eq!(buffers.retrieve_indices[[best, step + 1]], node as i64 + 1);
             }
         }
-        let mask = sglang::tree_mask(&tree);
+        let mask = sglang::tree_mask(&tree).unwrap();
         prop_assert_eq!(sglang::tree_of_mask(mask.view(), tree.tokens()).unwrap(), tree);
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use tensor_utils::{Aligned, Float, Isa, IsaError, take_slot, try_vec};
+use tensor_utils::{Aligned, Float, Isa, take_slot, try_vec};
 
 use crate::blocks::{BLOCK, Block, WeightSums};
 use crate::column_sums::TwoPart;
@@ -68,11 +68,7 @@ impl<A: Float> Workspace<A> {
     /// [`Error::Isa`] if this machine does not have the instruction set, [`Error::Shape`] if there is
     /// no memory of that size.
     pub fn new(rows: usize, row_length: usize, tiling: &Tiling) -> Result<Self, Error> {
-        let isa = match tiling.isa {
-            None => Isa::active()?,
-            Some(isa) if isa.is_available() => isa,
-            Some(isa) => return Err(IsaError::Unavailable(isa).into()),
-        };
+        let isa = Isa::resolve(tiling.isa)?;
         let blocks = row_length.div_ceil(BLOCK);
         let columns = || try_vec("workspace", &[blocks]);
         let row = || Aligned::try_new("workspace", &[row_length]);

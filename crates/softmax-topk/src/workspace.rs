@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use tensor_utils::{Isa, IsaError, take_slot, try_vec};
+use tensor_utils::{Isa, take_slot, try_vec};
 
 use crate::mass::Mass;
 use crate::score::Score;
@@ -70,11 +70,7 @@ impl<A: Score> Workspace<A> {
     /// [`Error::Isa`] if this machine does not have the instruction set, [`Error::Shape`] if there is
     /// no memory of that size.
     pub fn new(rows: usize, vocabulary: usize, k: usize, tiling: &Tiling) -> Result<Self, Error> {
-        let isa = match tiling.isa {
-            None => Isa::active()?,
-            Some(isa) if isa.is_available() => isa,
-            Some(isa) => return Err(IsaError::Unavailable(isa).into()),
-        };
+        let isa = Isa::resolve(tiling.isa)?;
         let stripes = vocabulary.div_ceil(STRIPE);
         let scratch = || -> Result<_, Error> {
             Ok(Mutex::new(Scratch {

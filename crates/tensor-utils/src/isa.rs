@@ -98,6 +98,18 @@ impl Isa {
         ACTIVE.get_or_init(|| Self::from_variable(std::env::var_os(VARIABLE).as_deref())).clone()
     }
 
+    /// The one that a caller asked for, or else [`Isa::active`].
+    ///
+    /// # Errors
+    /// [`IsaError::Unavailable`] if this machine does not have it; those of [`Isa::active`].
+    pub fn resolve(asked: Option<Self>) -> Result<Self, IsaError> {
+        match asked {
+            None => Self::active(),
+            Some(isa) if isa.is_available() => Ok(isa),
+            Some(isa) => Err(IsaError::Unavailable(isa)),
+        }
+    }
+
     fn from_variable(value: Option<&OsStr>) -> Result<Self, IsaError> {
         let Some(name) = value else {
             return Ok(Self::available()

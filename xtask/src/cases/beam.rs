@@ -5,6 +5,7 @@ use beam::{Bigram, EarlyStopping, Groups, Logit, Options, Rule, beam_search};
 use ndarray::{Array2, Array3};
 use safetensors::Dtype;
 use serde::Deserialize;
+use tensor_utils::try_array;
 
 use super::inputs::Inputs;
 use super::tensor::{Output, Stored};
@@ -54,7 +55,7 @@ impl Default for Params {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "`eos` must be a token or a list of tokens, from 0 on")]
 enum Eos {
     One(u32),
     Several(Vec<u32>),
@@ -70,7 +71,7 @@ enum RuleName {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "`early_stopping` must be true, false or \"never\"")]
 enum Early {
     Flag(bool),
     Word(Never),
@@ -145,9 +146,12 @@ fn run_as<T: Logit + Stored>(inputs: &mut Inputs<'_>) -> Result<Vec<Output>> {
     let returned = params.num_return_sequences.unwrap_or(params.num_beams);
     let of_all = || found.items.iter().map(|item| &item.hypotheses);
     let longest = of_all().flatten().map(|hypothesis| hypothesis.tokens.len()).max().unwrap_or(0);
-    let mut sequences = Array3::from_elem((found.items.len(), returned, longest), PADDING);
-    let mut scores = Array2::from_elem((found.items.len(), returned), f64::NEG_INFINITY);
-    let mut logprobs = scores.clone();
+    let mut sequences = try_array("sequences", (found.items.len(), returned, longest))?;
+    let mut scores = try_array("scores", (found.items.len(), returned))?;
+    sequences.fill(PADDING);
+    scores.fill(f64::NEG_INFINITY);
+    let mut logprobs = try_array("logprobs", scores.dim())?;
+    logprobs.assign(&scores);
     for (b, hypotheses) in of_all().enumerate() {
         for (k, hypothesis) in hypotheses.iter().enumerate() {
             scores[[b, k]] = hypothesis.score;

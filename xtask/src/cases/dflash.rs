@@ -49,7 +49,11 @@ fn run_as<T: Element + Stored>(inputs: &mut Inputs<'_>) -> Result<Vec<Output>> {
         first[became] = first[became].min(node);
     }
     let rows: Vec<usize> = std::iter::once(0).chain(first.iter().map(|node| node + 1)).collect();
-    let accepted = accept_greedy(&tree, logits.select(Axis(0), &rows).view())?;
+    let accepted = accept_greedy(&tree, logits.select(Axis(0), &rows).view());
+    let accepted = accepted.map_err(|error| match error {
+        dflash::Error::Nan { row } => dflash::Error::Nan { row: rows[row] },
+        other => other,
+    })?;
     let nodes: Array1<i64> = accepted.nodes.iter().map(|&node| first[node] as i64).collect();
     let tokens: Array1<i64> = accepted.tokens.iter().map(|&token| i64::from(token)).collect();
     Ok(vec![Output::new("accepted_nodes", nodes), Output::new("tokens", tokens)])

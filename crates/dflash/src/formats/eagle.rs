@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use ndarray::{Array2, ArrayView2};
-use tensor_utils::check_not_empty;
+use tensor_utils::{check_not_empty, try_array};
 
 use super::below_root;
 use super::sglang::tree_mask;
@@ -37,7 +37,10 @@ pub struct Buffers {
 
 impl Buffers {
     /// From the last prompt token and a tree.
-    pub fn from_tree(root: u32, tree: &TokenTree, order: PathOrder) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there is no memory for it.
+    pub fn from_tree(root: u32, tree: &TokenTree, order: PathOrder) -> Result<Self, Error> {
         let mut paths: Vec<Vec<i64>> = (0..tree.rows())
             .filter(|&row| tree.children(row).is_empty())
             .map(|leaf| {
@@ -46,17 +49,21 @@ impl Buffers {
             })
             .collect();
         let length = 1 + tree.max_depth();
-        paths.iter_mut().for_each(|path| path.resize(length, -1));
         if order == PathOrder::Path {
-            // As unsigned numbers, -1 is the largest.
-            paths.sort_by_key(|path| path.iter().map(|&node| node as u64).collect::<Vec<_>>());
+            // The end of a path comes after every node, as if it were the largest.
+            paths.sort_by_key(|path| path.iter().copied().chain([i64::MAX]).collect::<Vec<_>>());
         }
-        Self {
+        let mut retrieve_indices = try_array("retrieve_indices", (paths.len(), length))?;
+        for (path, mut row) in paths.iter().zip(retrieve_indices.rows_mut()) {
+            row.fill(-1);
+            row.iter_mut().zip(path).for_each(|(to, &node)| *to = node);
+        }
+        Ok(Self {
             draft_tokens: std::iter::once(root).chain(tree.tokens().iter().copied()).collect(),
-            retrieve_indices: Array2::from_shape_fn((paths.len(), length), |(i, j)| paths[i][j]),
-            tree_mask: tree_mask(tree),
+            retrieve_indices,
+            tree_mask: tree_mask(tree)?,
             tree_position_ids: std::iter::once(0).chain(tree.depths().iter().copied()).collect(),
-        }
+        })
     }
 
     /// The last prompt token and the tree, from the tokens and the paths (the rest follows from

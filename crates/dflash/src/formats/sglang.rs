@@ -159,8 +159,11 @@ pub fn tree_of_selection(
 }
 
 /// The mask of the nodes among themselves, the root among them (`QLEN_ONLY`): `[N, N]`.
-pub fn tree_mask(tree: &TokenTree) -> Array2<bool> {
-    let mut mask = Array2::from_elem((tree.rows(), tree.rows()), false);
+///
+/// # Errors
+/// [`Error::Shape`] if there is no memory for it.
+pub fn tree_mask(tree: &TokenTree) -> Result<Array2<bool>, Error> {
+    let mut mask = try_array("tree mask", (tree.rows(), tree.rows()))?;
     for row in 0..tree.rows() {
         mask[[row, 0]] = true;
         if let Some(node) = row.checked_sub(1) {
@@ -169,7 +172,7 @@ pub fn tree_mask(tree: &TokenTree) -> Array2<bool> {
             }
         }
     }
-    mask
+    Ok(mask)
 }
 
 /// The same mask, the rows packed in bits (`QLEN_ONLY_BITPACKING`): bit `j` of a row, little endian,
@@ -184,7 +187,7 @@ pub fn tree_mask_bits(tree: &TokenTree) -> Result<Vec<u64>, Error> {
     let row_bits = |row: ArrayView1<'_, bool>| {
         row.iter().enumerate().fold(0, |bits, (j, &seen)| bits | u64::from(seen) << j)
     };
-    Ok(tree_mask(tree).rows().into_iter().map(row_bits).collect())
+    Ok(tree_mask(tree)?.rows().into_iter().map(row_bits).collect())
 }
 
 /// The tree that a mask of the nodes among themselves describes (`reconstruct_indices_from_tree_mask`):
@@ -200,7 +203,7 @@ pub fn tree_of_mask(mask: ArrayView2<'_, bool>, tokens: &[u32]) -> Result<TokenT
     check_shape("tokens", &[tokens.len()], &[rows - 1])?;
     let parents: Vec<_> = (1..rows).map(|row| (0..row).rev().find(|&j| mask[[row, j]])).collect();
     let tree = below_root("mask", tokens, &parents)?;
-    if tree_mask(&tree) != mask {
+    if tree_mask(&tree)? != mask {
         let problem = "a node does not see exactly its ancestors and itself".to_owned();
         return Err(Error::Format { arg: "mask", problem });
     }
