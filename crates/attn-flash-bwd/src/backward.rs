@@ -130,6 +130,8 @@ pub struct VarlenGradientsMut<'a, T: Element> {
 ///
 /// At the edges:
 /// - A query that saw nothing gets `dq = 0` and adds nothing to the others, exactly.
+/// - `N = 0`, `M = 0`, `B = 0` and `H = 0` are fine: gradients that nothing adds to are 0. `D = 0` and `E = 0`
+///   are errors.
 /// - NaN or infinity has no effect through a pair that is not visible.
 /// - No weight in `P` is above 1, however large the scores. A score `s` is off by some roundings of
 ///   itself, here and in `lse`, and `P` as much relatively: where the largest `|s|` is above `2^14`, by

@@ -75,14 +75,14 @@ impl<'a, T: Element> Call<'a, T> {
         let scale = T::Acc::from_f64(scale_f64);
         if !scale.is_finite() {
             let expected = format!("a finite number in {}", T::Acc::NAME);
-            return Err(invalid("scale", expected, scale_f64));
+            return Err(invalid("scale", expected, format_args!("{scale_f64:?}")));
         }
         let softcap = options.softcap.map(T::Acc::from_f64);
         if let (Some(cap), Some(got)) = (softcap, options.softcap)
             && !(cap.is_finite() && cap > T::Acc::ZERO)
         {
             let expected = format!("a finite number above 0 in {}", T::Acc::NAME);
-            return Err(invalid("softcap", expected, got));
+            return Err(invalid("softcap", expected, format_args!("{got:?}")));
         }
         let target = [batch, heads, queries, keys];
         let bias = options.bias.as_ref().map(|bias| broadcast_4d("bias", bias, target));

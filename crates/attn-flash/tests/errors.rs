@@ -141,6 +141,20 @@ fn numbers_out_of_range() {
         let options = Options { softcap: Some(cap), ..Options::default() };
         assert_option(rejects("softcap", GOOD, &options), "softcap");
     }
+    // Not with all their digits.
+    let finite = "expected a finite number";
+    for (scale, softcap, text) in [
+        (Some(1e300), None, format!("option `scale` is 1e300, {finite} in f32")),
+        (Some(f64::NAN), None, format!("option `scale` is NaN, {finite} in f32")),
+        (None, Some(1e300), format!("option `softcap` is 1e300, {finite} above 0 in f32")),
+        (None, Some(-1e-300), format!("option `softcap` is -1e-300, {finite} above 0 in f32")),
+    ] {
+        let options = Options { scale, softcap, ..Options::default() };
+        let [allocating, into, ..] = all_forms(GOOD, &options);
+        for result in [allocating, into] {
+            assert_eq!(result.unwrap_err().to_string(), text);
+        }
+    }
     let one = Array4::<f64>::ones((1, 1, 1, 1));
     let options = Options { scale: Some(1e39), softcap: Some(1e39), ..Options::default() };
     let got = attention(one.view(), one.view(), one.view(), &options).unwrap();

@@ -15,7 +15,7 @@ use crate::kernel::task::{self, Context};
 use crate::options::NO_PAGE;
 use crate::plan::{Plan, Task};
 use crate::workspace::Slots;
-use crate::{Error, Options, Queries, Rows, Window, Workspace};
+use crate::{Error, Options, Queries, Window, Workspace};
 
 /// The result of [`Cache::attend`].
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +31,7 @@ impl Cache {
     /// `batch[1]`, and so on, in `q` `[total queries, H, D]`.
     ///
     /// `H` is a multiple of the cache's `G`: query head `h` uses key head `h / (H / G)`. What a query
-    /// sees is said by [`Rows`]; rows that it does not see have no effect, whatever they hold, NaN
+    /// sees is said by [`Rows`](crate::Rows); rows that it does not see have no effect, whatever they hold, NaN
     /// included. A query that sees nothing (its window has no row, or all scores are `-inf`) gets
     /// `o = 0` and `lse = -inf`.
     ///
@@ -44,8 +44,9 @@ impl Cache {
     /// [`Config::residual`]: crate::Config::residual
     ///
     /// # Errors
-    /// [`Error::Shape`] and [`Error::Option`] for arguments that do not fit, [`Error::UnknownSequence`],
-    /// [`Error::Isa`].
+    /// [`Error::Shape`], [`Error::HeadsNotDivisible`] and [`Error::Option`] for arguments that do not fit,
+    /// [`Error::UnknownSequence`], [`Error::Released`] for a query that sees rows that the cache's window has
+    /// released, [`Error::Isa`].
     pub fn attend<T: Element<Acc = f32>>(
         &self,
         layer: usize,
@@ -113,6 +114,12 @@ impl Cache {
         self.check_layer(layer)?;
         let (total, heads, head_size) = q.dim();
         let config = &self.config;
+        if !heads.is_multiple_of(config.key_heads) {
+            return Err(Error::HeadsNotDivisible {
+                query_heads: heads,
+                key_heads: config.key_heads,
+            });
+        }
         let expected_heads = heads.max(1).next_multiple_of(config.key_heads);
         let queries = batch.iter().map(Queries::len).fold(0, usize::saturating_add);
         if heads != expected_heads || head_size != config.head_size || total != queries {
@@ -129,29 +136,9 @@ impl Cache {
                 return Err(invalid("batch", expected, queries.len()));
             }
             self.check_held(queries, len, options)?;
-            if let Rows::Tree(parents) = queries.rows {
-                for (node, &parent) in parents.iter().enumerate() {
-                    if parent < -1 || parent >= node as i64 {
-                        let expected =
-                            format!("an earlier node or -1 as the parent of node {node}");
-                        return Err(invalid("parents", expected, parent));
-                    }
-                }
-            }
+            queries.rows.check()?;
         }
-        if let Some(window) = options.window {
-            window.check("window")?;
-        }
-        // They and what they are divided by are f32.
-        let is_cap = |cap: f32| cap > 0.0 && cap.is_finite() && (1.0 / cap).is_finite();
-        if let Some(cap) = options.softcap.filter(|&cap| !is_cap(cap as f32)) {
-            return Err(invalid("softcap", "positive and finite in f32, its reciprocal too", cap));
-        }
-        let scale = options.scale.unwrap_or(1.0 / (head_size as f64).sqrt());
-        if !(scale as f32).is_finite() {
-            return Err(invalid("scale", "finite in f32", scale));
-        }
-        Ok(scale as f32)
+        Ok(options.check(head_size)? as f32)
     }
 
     /// Checks that the window has not released what a query sees.

@@ -246,7 +246,8 @@ impl Cache {
     /// makes such a copy.
     ///
     /// # Errors
-    /// [`Error::Option`] for rows that do not exist or that the window has released.
+    /// [`Error::UnknownSequence`]; [`Error::Option`] for a layer or rows that do not exist, or rows that the
+    /// window has released; [`Error::Shape`] if the copies do not fit in memory.
     pub fn read(
         &self,
         layer: usize,

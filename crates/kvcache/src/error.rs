@@ -12,6 +12,17 @@ pub enum Error {
     /// A shape that does not fit the configuration or the other arguments.
     #[error(transparent)]
     Shape(#[from] ShapeError),
+    /// The query heads cannot be shared out evenly over the key/value heads.
+    #[error(
+        "`q` has {query_heads} heads and the cache has {key_heads}: \
+         the number of query heads must be a multiple of the number of key/value heads"
+    )]
+    HeadsNotDivisible {
+        /// Heads of `q`.
+        query_heads: usize,
+        /// Heads of the cache.
+        key_heads: usize,
+    },
     /// A field of a configuration, or an argument, with a value outside its range.
     #[error("`{option}` is {got}, expected {expected}")]
     Option {

@@ -6,7 +6,8 @@ use tensor_utils::Isa;
 use crate::SeqId;
 use crate::error::{Error, invalid};
 
-/// What a cache holds. Everything but the sizes has a neutral default:
+/// What a cache holds. Everything but the sizes has a neutral default. Layers, heads, head sizes and the page
+/// size are 1 to 2^24 each, and a page must fit in memory.
 ///
 /// ```
 /// use kvcache::{Config, Layout, Storage};
@@ -31,7 +32,7 @@ pub struct Config {
     pub values: Storage,
     /// Where pages are. Default: paged, 1024 pages.
     pub layout: Layout,
-    /// Rows of a page, at least 1. Default 64. Multiples of 16 are fastest. Quantised keys have a
+    /// Rows of a page. Default 64. Multiples of 16 are fastest. Quantised keys have a
     /// scale and a minimum per channel and page, so a small page costs more (see
     /// [`memory::page_bytes`](crate::memory::page_bytes)).
     pub page_size: usize,
@@ -46,7 +47,8 @@ pub struct Config {
     /// Queries of a tree need `residual` above the depth of the tree for the same bits as decoding
     /// token by token.
     pub residual: usize,
-    /// Rows beyond this window are never read again, and their pages are released. Default: none.
+    /// Rows beyond this window are never read again; a paged cache releases their pages, a contiguous one
+    /// keeps them. Default: none.
     pub window: Option<Window>,
 }
 
@@ -246,6 +248,25 @@ pub struct Options {
     pub isa: Option<Isa>,
 }
 
+impl Options {
+    /// Checks all but the instruction set; returns the scale.
+    pub(crate) fn check(&self, head_size: usize) -> Result<f64, Error> {
+        if let Some(window) = self.window {
+            window.check("window")?;
+        }
+        // They and what they are divided by are f32.
+        let is_cap = |cap: f32| cap > 0.0 && cap.is_finite() && (1.0 / cap).is_finite();
+        if let Some(cap) = self.softcap.filter(|&cap| !is_cap(cap as f32)) {
+            return Err(invalid("softcap", "positive and finite in f32, its reciprocal too", cap));
+        }
+        let scale = self.scale.unwrap_or(1.0 / (head_size as f64).sqrt());
+        if !(scale as f32).is_finite() {
+            return Err(invalid("scale", "finite in f32", scale));
+        }
+        Ok(scale)
+    }
+}
+
 /// The queries of one sequence: how many, and what they see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Queries<'a> {
@@ -266,6 +287,28 @@ pub enum Rows<'a> {
     Tree(&'a [i64]),
 }
 
+impl Rows<'_> {
+    /// How many.
+    pub(crate) fn len(self) -> usize {
+        match self {
+            Self::Last(rows) => rows,
+            Self::Tree(parents) => parents.len(),
+        }
+    }
+
+    /// Checks that the parents are those of a tree.
+    pub(crate) fn check(self) -> Result<(), Error> {
+        let Self::Tree(parents) = self else { return Ok(()) };
+        for (node, &parent) in parents.iter().enumerate() {
+            if parent < -1 || parent >= node as i64 {
+                let expected = format!("an earlier node or -1 as the parent of node {node}");
+                return Err(invalid("parents", expected, parent));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl<'a> Queries<'a> {
     /// The last `rows` positions.
     pub fn last(seq: SeqId, rows: usize) -> Self {
@@ -279,10 +322,7 @@ impl<'a> Queries<'a> {
 
     /// How many queries.
     pub fn len(&self) -> usize {
-        match self.rows {
-            Rows::Last(rows) => rows,
-            Rows::Tree(parents) => parents.len(),
-        }
+        self.rows.len()
     }
 
     /// Whether there are none.

@@ -12,7 +12,7 @@ use crate::options::NO_PAGE;
 /// Names the content of a page.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
-    /// The page before, and the stamp of its content; [`ROOT`] for the first.
+    /// The page before, and the stamp of its content; [`root`] for the first.
     parent: (u32, u64),
     tokens: Arc<[u32]>,
 }

@@ -1,8 +1,9 @@
 //! The oracle: attention over plain arrays, by the formula, in `f64`.
 
 use ndarray::{Array2, Array3, ArrayView3};
-use tensor_utils::{Element, ShapeError, check_shape, try_array};
+use tensor_utils::{Element, check_not_empty, check_shape, try_array};
 
+use crate::error::invalid;
 use crate::{Error, Options, Rows, Window};
 
 /// What the queries of one sequence should give: `o` `[N, H, E]` and `lse` `[N, H]`.
@@ -11,7 +12,8 @@ use crate::{Error, Options, Rows, Window};
 /// query sees is said by `rows`, `options.window` and `window` (that of the cache).
 ///
 /// # Errors
-/// [`Error::Shape`] and [`Error::Option`] for arguments that do not fit.
+/// [`Error::Shape`], [`Error::HeadsNotDivisible`] and [`Error::Option`] for arguments that do not fit; the
+/// options and the parents of a tree are checked as in [`Cache::attend`](crate::Cache::attend).
 pub fn attend_reference<Q: Element, T: Element>(
     q: ArrayView3<'_, Q>,
     k: ArrayView3<'_, T>,
@@ -23,23 +25,22 @@ pub fn attend_reference<Q: Element, T: Element>(
     let (n, heads, head_size) = q.dim();
     let (len, key_heads, value_size) = v.dim();
     check_shape("k", k.shape(), &[len, key_heads, head_size])?;
-    let shape = |arg, got: &[usize], expected: &[usize]| ShapeError::Mismatch {
-        arg,
-        expected: expected.to_vec(),
-        got: got.to_vec(),
-    };
-    if key_heads == 0 || !heads.is_multiple_of(key_heads) || head_size == 0 {
-        return Err(shape(
-            "q",
-            q.shape(),
-            &[n, heads.next_multiple_of(key_heads.max(1)), head_size],
-        )
-        .into());
+    check_not_empty("k", k.shape(), 1, "heads")?;
+    check_not_empty("k", k.shape(), 2, "head size")?;
+    if !heads.is_multiple_of(key_heads) {
+        return Err(Error::HeadsNotDivisible { query_heads: heads, key_heads });
     }
+    let expected_heads = heads.max(1).next_multiple_of(key_heads);
+    check_shape("q", q.shape(), &[rows.len(), expected_heads, head_size])?;
     if n > len {
-        return Err(shape("q", q.shape(), &[len, heads, head_size]).into());
+        let expected = format!("at most {len} queries, the rows of `k`");
+        return Err(invalid("rows", expected, n));
     }
-    let scale = options.scale.unwrap_or(1.0 / (head_size as f64).sqrt());
+    rows.check()?;
+    if let Some(window) = window {
+        window.check("window")?;
+    }
+    let scale = options.check(head_size)?;
     let mut o = try_array("o", (n, heads, value_size))?;
     let mut lse = try_array("lse", (n, heads))?;
     for i in 0..n {

@@ -29,8 +29,10 @@ impl Workspace {
 
     /// Bytes it holds.
     pub fn bytes(&self) -> usize {
+        let Plan { entries, units, parents, tasks, floats: _ } = &self.plan;
+        let plan = bytes(entries) + bytes(units) + bytes(parents) + bytes(tasks);
         let results = self.queries.bytes() + self.partials.bytes() + self.merged.bytes();
-        results + self.slots.iter().map(|slot| lock_slot(slot).bytes()).sum::<usize>()
+        plan + results + self.slots.iter().map(|slot| lock_slot(slot).bytes()).sum::<usize>()
     }
 
     /// Scratch for each thread of the pool.
@@ -44,6 +46,10 @@ impl Workspace {
     pub(crate) fn slots(&self) -> Slots<'_> {
         Slots(&self.slots)
     }
+}
+
+fn bytes<T>(of: &Vec<T>) -> usize {
+    of.capacity() * size_of::<T>()
 }
 
 /// The scratch of the threads.

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use kvcache::{Cache, Config, Error, Layout, Options, Queries, Storage, Window};
+use kvcache::{
+    Cache, Config, Error, Layout, Options, Queries, Rows, Storage, Window, attend_reference,
+};
 use ndarray::Array3;
 
 fn rows(n: usize) -> Array3<f32> {
@@ -186,6 +188,65 @@ fn attention() {
         assert!(got.contains(named), "{got} does not name {named}");
     }
     assert!(cache.attend(1, q.view(), &[Queries::last(seq, 2)], &plain).is_err());
+}
+
+#[test]
+fn heads_not_divisible() {
+    let mut cache = cache(small());
+    let seq = cache.create().unwrap();
+    cache.append(0, seq, rows(5).view(), rows(5).view()).unwrap();
+    let error = |heads| {
+        let q = Array3::<f32>::ones((1, heads, 8));
+        cache.attend(0, q.view(), &[Queries::last(seq, 1)], &Options::default()).unwrap_err()
+    };
+    for heads in [1, 3, 5] {
+        assert_eq!(error(heads), Error::HeadsNotDivisible { query_heads: heads, key_heads: 2 });
+    }
+    let expected = "`q` has 3 heads and the cache has 2: \
+        the number of query heads must be a multiple of the number of key/value heads";
+    assert_eq!(error(3).to_string(), expected);
+    assert!(matches!(error(0), Error::Shape(_)), "{}", error(0));
+}
+
+/// The oracle refuses what [`Cache::attend`] refuses.
+#[test]
+fn oracle() {
+    let plain = Options::default();
+    let none = Window { size: 0, sinks: 1 };
+    let tree = Rows::Tree;
+    for (heads, rows, options, window, named) in [
+        (3, Rows::Last(2), plain, None, "`q`"),
+        (0, Rows::Last(2), plain, None, "`q`"),
+        (4, Rows::Last(1), plain, None, "`q`"),
+        (4, Rows::Last(5), plain, None, "`q`"),
+        (4, tree(&[-1]), plain, None, "`q`"),
+        (4, tree(&[-1, 0, 1]), plain, None, "`q`"),
+        (4, tree(&[0, -1]), plain, None, "`parents`"),
+        (4, tree(&[1, 0]), plain, None, "`parents`"),
+        (4, tree(&[-1, -2]), plain, None, "`parents`"),
+        (4, Rows::Last(2), plain, Some(none), "`window`"),
+        (4, Rows::Last(2), Options { window: Some(none), ..plain }, None, "`window`"),
+        (4, Rows::Last(2), Options { scale: Some(f64::INFINITY), ..plain }, None, "`scale`"),
+        (4, Rows::Last(2), Options { softcap: Some(0.0), ..plain }, None, "`softcap`"),
+        (4, Rows::Last(2), Options { softcap: Some(1e39), ..plain }, None, "`softcap`"),
+    ] {
+        let q = Array3::<f32>::ones((2, heads, 8));
+        let k = self::rows(5);
+        let result = attend_reference(q.view(), k.view(), k.view(), rows, &options, window);
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(named), "{error} does not name {named}");
+    }
+    for (q, k, named) in [
+        (Array3::<f32>::ones((6, 4, 8)), rows(5), "`rows`"),
+        (Array3::ones((1, 4, 8)), Array3::ones((5, 0, 8)), "`k`"),
+        (Array3::ones((1, 4, 0)), Array3::ones((5, 2, 0)), "`k`"),
+        (Array3::ones((1, 4, 9)), rows(5), "`k`"),
+    ] {
+        let last = Rows::Last(q.dim().0);
+        let result = attend_reference(q.view(), k.view(), k.view(), last, &plain, None);
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(named), "{error} does not name {named}");
+    }
 }
 
 /// What a window has released is never read, whichever query asks for it: one behind the sinks, or one whose

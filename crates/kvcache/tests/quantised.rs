@@ -6,7 +6,7 @@ mod common;
 
 use kvcache::{Cache, Config, Options, Queries, Rows, Storage, attend_reference};
 use ndarray::{Array3, Axis};
-use tensor_utils::testing::Seeded;
+use tensor_utils::testing::{Seeded, largest_difference};
 
 const LEN: usize = 2048;
 const SIZE: usize = 128;
@@ -41,21 +41,22 @@ fn divergence(storage: Storage, outliers: bool) -> Divergence {
     cache.append(0, seq, k.view(), v.view()).unwrap();
     let (kept_k, kept_v) = cache.read(0, seq, 0, LEN).unwrap();
 
-    let mut numbers = [0.0_f64; 2];
+    let (mut of_keys, mut of_values) = (Vec::new(), Vec::new());
     let page = config.page_size;
     for channel in 0..SIZE {
         for start in (0..LEN).step_by(page) {
             let group =
                 (start..start + page).map(|row| (k[[row, 0, channel]], kept_k[[row, 0, channel]]));
-            numbers[0] = numbers[0].max(relative_error(group));
+            of_keys.push((relative_error(group), 0.0));
         }
     }
     for row in 0..LEN {
         let group = (0..SIZE).map(|channel| (v[[row, 0, channel]], kept_v[[row, 0, channel]]));
-        numbers[1] = numbers[1].max(relative_error(group));
+        of_values.push((relative_error(group), 0.0));
     }
+    let numbers = [of_keys, of_values].map(largest_difference);
 
-    let (mut squares, mut largest, mut weights, mut deviation) = (0.0, 0.0_f64, 0.0, 0.0);
+    let (mut squares, mut pairs, mut weights, mut deviation) = (0.0, Vec::new(), 0.0, 0.0);
     for q in q.index_axis(Axis(0), 0).rows() {
         let logits = |k: &Array3<f32>| -> Vec<f64> {
             let dot = |k: ndarray::ArrayView1<'_, f32>| -> f64 {
@@ -67,7 +68,7 @@ fn divergence(storage: Storage, outliers: bool) -> Divergence {
         let (exact, kept) = (logits(&k), logits(&kept_k));
         for (a, b) in exact.iter().zip(&kept) {
             squares += (a - b).powi(2);
-            largest = largest.max((a - b).abs());
+            pairs.push((*a, *b));
             deviation += a * a;
         }
         let sum = |x: &[f64]| x.iter().map(|x| x.exp()).sum::<f64>().ln();
@@ -77,6 +78,7 @@ fn divergence(storage: Storage, outliers: bool) -> Divergence {
         weights += exact.iter().zip(&kept).map(divergence).sum::<f64>();
     }
     let deviation = (deviation / (8 * LEN) as f64).sqrt();
+    let largest = largest_difference(pairs);
     let logits = [(squares / (8 * LEN) as f64).sqrt() / deviation, largest / deviation];
 
     let batch = [Queries::last(seq, 1)];
@@ -91,12 +93,18 @@ fn divergence(storage: Storage, outliers: bool) -> Divergence {
 
 /// The largest error in a group over the largest magnitude in it.
 fn relative_error(group: impl Iterator<Item = (f32, f32)>) -> f64 {
-    let (mut error, mut scale) = (0.0_f64, 0.0_f64);
-    for (exact, kept) in group {
-        error = error.max((f64::from(exact) - f64::from(kept)).abs());
+    let mut scale = 0.0_f64;
+    let error = largest_difference(group.map(|(exact, kept)| {
         scale = scale.max(f64::from(exact).abs());
-    }
+        (f64::from(exact), f64::from(kept))
+    }));
     error / scale
+}
+
+#[test]
+fn an_error_that_is_nan_is_kept() {
+    assert_eq!(relative_error([(1.0, 1.5), (-2.0, -2.0)].into_iter()), 0.25);
+    assert!(relative_error([(1.0, f32::NAN), (-2.0, -2.0)].into_iter()).is_nan());
 }
 
 /// With `--nocapture` it prints the table of docs/derivation.md, section 2.

@@ -67,7 +67,7 @@ pub struct GradientsMut<'a, T, W> {
     /// it. Default `false`.
     pub accumulate: bool,
     /// The gradient that comes past the norm on a residual connection, `[rows, D]`: it is added to
-    /// `dx` before that is rounded. Default: none.
+    /// `dx` before that is rounded, and does nothing without `dx`. Default: none.
     pub dres: Option<ArrayView2<'a, T>>,
 }
 
@@ -91,11 +91,17 @@ impl<T, W> Default for GradientsMut<'_, T, W> {
 /// The options are those of the forward pass. Views of any strides; fast when the last axis is
 /// contiguous. `x` and `dy` are read from memory once.
 ///
-/// At the edges:
-/// - rows of equal elements add exactly 0 to `dgamma`, and `D = 1` gives `dx = 0`, `dgamma = 0`;
+/// At the edges, if `eps` is above 0 and `1 / sqrt(eps)` finite in the compute type:
+/// - [`Kind::LayerNorm`](crate::Kind::LayerNorm): rows of equal numbers add exactly 0 to `dgamma`, and `D = 1`
+///   gives `dx = 0`, `dgamma = 0`. From [`Saved::Output`] only if the type of `y` holds beta exactly.
+/// - [`Kind::RmsNorm`](crate::Kind::RmsNorm): rows of zeros add exactly 0 to `dgamma` and have `dx = rstd g`.
+///   From [`Saved::Output`] as above.
+///
+/// With any `eps`:
 /// - NaN or infinity in a row of `x` or `dy` spoils this row of `dx` and no other, and `dgamma` and
-///   `dbeta`, where it must show;
-/// - without rows `dgamma` and `dbeta` are 0; `D = 0` is an error.
+///   `dbeta`, where it must show.
+/// - Squares overflow and underflow as in [`layer_norm`](crate::layer_norm).
+/// - Without rows `dgamma` and `dbeta` are 0; `D = 0` is an error.
 ///
 /// The same bits come out for any number of threads, and the same `dx` for a row alone or in a
 /// batch. The sums over rows are as precise as if they were taken in twice the precision.

@@ -11,7 +11,6 @@ use tensor_utils::{
 use crate::blocks::Block;
 use crate::call::{check_options, widen_weights};
 use crate::normalise::normalise_row;
-use crate::segments::join;
 use crate::stage::{read_row, write_row};
 use crate::statistics::{Statistics, row_statistics};
 use crate::workspace::Slots;
@@ -48,11 +47,20 @@ pub struct StatisticsMut<'a, A> {
 /// of an array with more axes.
 ///
 /// The mean is kept in two parts and the variance taken of the differences from it, so the result
-/// is as precise for a mean of 1e6 deviations as for 0. At the edges:
-/// - a row of equal elements, and so every row with `D = 1`, has `x_hat = 0` exactly, `y = beta`;
-/// - NaN or infinity makes its own row NaN and no other;
-/// - squares overflow: from `|x| = 1e19` on in `f32`, `x_hat` is 0 or NaN;
-/// - no rows are fine, `D = 0` is an error.
+/// is as precise for a mean of 1e6 deviations as for 0.
+///
+/// At the edges, if `eps` is above 0 and `1 / sqrt(eps)` finite in the compute type:
+/// - [`Kind::LayerNorm`]: a row of equal numbers, and so every row with `D = 1`, has `x_hat = 0` exactly,
+///   `y = beta`; NaN or infinity makes its own row NaN and no other; `x_hat` is 0 or NaN where squares overflow.
+/// - [`Kind::RmsNorm`]: a row of zeros has `x_hat = 0` exactly, `y = beta`; NaN makes its own row NaN and no
+///   other; infinity becomes NaN, and the other elements of its row have `x_hat = 0`, as where squares overflow.
+///
+/// With any `eps`:
+/// - Squares of `x`, less the mean for layer norm, are added up in the compute type, up to 1024 of them. In `f32`
+///   they overflow from 5e17 on in long rows, and from 2e19 on in any.
+/// - They underflow, too, which shows if `eps` is below 1e-38 in `f32`: with 0, `x_hat` is off by 2 % in a row of
+///   size 1e-22, and infinite or NaN from 1e-23 down.
+/// - No rows are fine, `D = 0` is an error.
 ///
 /// The same bits come out for any number of threads and for a row alone or in a batch.
 ///
@@ -229,8 +237,7 @@ impl<A: Float> Pass<'_, A> {
                 (StatisticsMut { mean, rstd }, right)
             })
             .unzip();
-        join(
-            true,
+        rayon::join(
             || self.split(simd, Matrices { x, y }, statistics),
             || self.split(simd, Matrices { x: x_right, y: y_right }, statistics_right),
         );

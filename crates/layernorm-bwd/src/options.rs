@@ -12,11 +12,13 @@ pub struct Options<'a, W: Element> {
     /// Which norm. Default [`Kind::LayerNorm`].
     pub kind: Kind,
     /// Added to the variance (the mean square, for RMS norm); at least 0 and finite. With 0 a row
-    /// without variance is NaN. Default 1e-5.
+    /// without variance (for RMS norm, of zeros) is NaN, and small rows are imprecise, see
+    /// [`layer_norm`](crate::layer_norm). Default 1e-5.
     pub eps: f64,
     /// Factor of each column, `[D]`. Default: 1.
     pub gamma: Option<ArrayView1<'a, W>>,
-    /// Whether the factor is `1 + gamma` instead of `gamma`, as in Gemma. Default `false`.
+    /// Whether the factor is `1 + gamma` instead of `gamma`, as in Gemma; does nothing without gamma. Default
+    /// `false`.
     pub one_plus_gamma: bool,
     /// Term of each column, `[D]`. Default: 0.
     pub beta: Option<ArrayView1<'a, W>>,

@@ -42,7 +42,8 @@ impl<A> Default for TopKGradients<'_, A> {
 /// Tokens that are not allowed have gradient 0, and so has a row that is -inf wholly. Tokens of +inf
 /// have NaN, and so has a whole row with NaN.
 ///
-/// Allocates the result alone. The time grows with `N (k + N)` for `N` given tokens in each row.
+/// Takes no [`Tiling`](crate::Tiling) and runs on [`Isa::active`]. Allocates the result alone. The time
+/// grows with `N (k + N)` for `N` given tokens in each row.
 ///
 /// # Errors
 /// [`Error`] names the argument or option that does not fit.

@@ -33,7 +33,7 @@ impl<'a, 'o, T: Logit> Call<'a, 'o, T> {
         options: &'a Options<'o, T::Acc>,
     ) -> Result<Self, Error> {
         let (rows, vocabulary) = logits.dim();
-        if u32::try_from(vocabulary).is_err() {
+        if vocabulary == 0 || u32::try_from(vocabulary).is_err() {
             return Err(Error::Vocabulary { vocabulary });
         }
         if k == 0 || k > vocabulary {

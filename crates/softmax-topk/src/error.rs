@@ -18,8 +18,8 @@ pub enum Error {
         /// The tokens of a row.
         vocabulary: usize,
     },
-    /// More tokens than a `u32` can count.
-    #[error("`logits` has rows of {vocabulary} tokens, expected at most {}", u32::MAX)]
+    /// No tokens, or more than a `u32` can count.
+    #[error("`logits` has rows of {vocabulary} tokens, expected 1 to {}", u32::MAX)]
     Vocabulary {
         /// The tokens of a row.
         vocabulary: usize,
@@ -58,8 +58,9 @@ pub enum Error {
         /// Its first NaN.
         token: usize,
     },
-    /// No token of a row has a probability to be drawn with.
-    #[error("no token of row {row} can be drawn: all are masked, -inf or NaN")]
+    /// No token of a row has a probability to be drawn with; with
+    /// [`NanPolicy::Greatest`](crate::NanPolicy::Greatest) one NaN is enough.
+    #[error("no token of row {row} can be drawn: all are masked or -inf, or one is NaN")]
     NothingToDraw {
         /// The first such row.
         row: usize,

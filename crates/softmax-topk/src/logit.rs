@@ -1,4 +1,5 @@
-//! The types of logits. The kernels are instantiated here, once for each.
+//! The types of logits. The kernels are instantiated here, once for each: `tensor_utils::Instances` is for any
+//! `Element`, and they need a compute type whose scores have keys ([`Score`]).
 
 use ndarray::ArrayViewMut2;
 use tensor_utils::{Element, bf16, f16};

@@ -169,7 +169,7 @@ fn check<T: Logit>(
     options: &Options<'_, T::Acc>,
 ) -> Result<(), Error> {
     let (rows, vocabulary) = logits.dim();
-    if vocabulary > u32::MAX as usize {
+    if vocabulary == 0 || vocabulary > u32::MAX as usize {
         return Err(Error::Vocabulary { vocabulary });
     }
     if k == 0 || k > vocabulary {

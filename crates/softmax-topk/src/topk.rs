@@ -12,7 +12,8 @@ pub struct TopK<A> {
     /// `[R, k]`: the best tokens of each row, best first; of equal scores the lower token first.
     pub indices: Array2<u32>,
     /// `[R, k]`: their probabilities, or log-probabilities if [`Options::log`] asks for them; 0 or
-    /// -inf from [`kept`](Self::kept) on.
+    /// -inf from [`kept`](Self::kept) on. NaN in a row with NaN, if that is
+    /// [`NanPolicy::Greatest`](crate::NanPolicy::Greatest).
     pub probs: Array2<A>,
     /// `[R]`: the logarithm of the sum of `e^(score / temperature)` over all tokens. Infinite where a
     /// temperature below 1 takes it out of the range of `A`; the probabilities are right all the same.
@@ -34,14 +35,14 @@ pub struct TokenScores<A> {
     pub ranks: Array2<u32>,
 }
 
-/// Views of a [`TopK`] without its given tokens: what the backward pass is computed from.
+/// Views of a [`TopK`] without its given tokens, as the backward pass takes them.
 #[derive(Debug, Clone, Copy)]
 pub struct TopKView<'a, A> {
     /// See [`TopK::indices`].
     pub indices: ArrayView2<'a, u32>,
     /// See [`TopK::probs`].
     pub probs: ArrayView2<'a, A>,
-    /// See [`TopK::lse`].
+    /// See [`TopK::lse`]. The backward pass checks its shape and does not read it: it sums the row again.
     pub lse: ArrayView1<'a, A>,
     /// See [`TopK::kept`].
     pub kept: ArrayView1<'a, u32>,

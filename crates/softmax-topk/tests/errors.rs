@@ -36,11 +36,18 @@ fn k_is_between_1_and_the_vocabulary() {
     for k in [0, 71, usize::MAX] {
         assert_eq!(message(&logits(), k, &Options::default()), format!("`k` is {k}, {expected}"));
     }
-    let empty = Array2::<f32>::zeros((2, 0));
-    assert_eq!(
-        softmax_topk(empty.view(), 1, &Options::default()).unwrap_err(),
-        Error::K { k: 1, vocabulary: 0 }
-    );
+}
+
+#[test]
+fn a_vocabulary_has_tokens() {
+    for rows in [0, 1, 3] {
+        for k in [0, 1, 5] {
+            assert_eq!(
+                message(&Array2::zeros((rows, 0)), k, &Options::default()),
+                "`logits` has rows of 0 tokens, expected 1 to 4294967295"
+            );
+        }
+    }
 }
 
 #[test]
@@ -137,8 +144,9 @@ fn nan_and_nothing_to_draw_are_located() {
     x.row_mut(2).fill(f32::NEG_INFINITY);
     let draws = Array1::from_elem(3, Draw::default());
     let error = sample(x.view(), 2, &Options::default(), draws.view()).unwrap_err();
-    assert_eq!(error.to_string(), "no token of row 2 can be drawn: all are masked, -inf or NaN");
-    x.row_mut(0).fill(f32::NAN);
+    let expected = "no token of row 2 can be drawn: all are masked or -inf, or one is NaN";
+    assert_eq!(error.to_string(), expected);
+    x[[0, 7]] = f32::NAN;
     let greatest = Options { nan: NanPolicy::Greatest, ..Options::default() };
     let error = sample(x.view(), 2, &greatest, draws.view()).unwrap_err();
     assert_eq!(error, Error::NothingToDraw { row: 0 });
