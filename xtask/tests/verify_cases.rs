@@ -39,6 +39,22 @@ impl Case {
             .floats("out.lse", &[1, 1, 1], &[6.0])
     }
 
+    /// The same call, of a cache with one row.
+    fn of_cache() -> Self {
+        let mut case = Self::correct().with("kernel", "kvcache").with("params", "{}");
+        case.tensors.retain(|&(name, ..)| name != "out.lse");
+        case.integers("in.len", &[1], &[1])
+    }
+
+    /// The largest of as many zeros as `vocabulary`.
+    fn of_top_k(vocabulary: usize, params: &str) -> Self {
+        let case = Self { tensors: Vec::new(), ..Self::correct() };
+        case.with("kernel", "softmax-topk")
+            .with("params", params)
+            .floats("in.logits", &[1, vocabulary], &vec![0.0; vocabulary])
+            .integers("out.indices", &[1, 1], &[0])
+    }
+
     /// Replaces a metadata value.
     fn with(mut self, key: &'static str, value: &str) -> Self {
         self.metadata.retain(|&(other, _)| other != key);
@@ -185,6 +201,32 @@ fn an_lse_may_be_rounded_to_the_type_of_the_inputs() {
 }
 
 #[test]
+fn a_cache_is_always_causal() {
+    for params in ["{}", r#"{"causal": true}"#] {
+        let folder = TempDir::new().unwrap();
+        Case::of_cache().with("params", params).write(&folder, "causal.safetensors");
+        let (code, text) = verify(folder.path());
+        assert_eq!(code, 0, "{text}");
+    }
+    let case = Case::of_cache().with("params", r#"{"causal": false}"#);
+    expect_error(&case, "`causal` is false, expected true: a cache is always causal");
+}
+
+#[test]
+fn a_wrong_k_is_told_from_an_empty_vocabulary() {
+    let folder = TempDir::new().unwrap();
+    Case::of_top_k(3, r#"{"k": 1}"#).write(&folder, "right.safetensors");
+    let (code, text) = verify(folder.path());
+    assert_eq!(code, 0, "{text}");
+    for k in [0, -1, i64::MIN] {
+        let case = Case::of_top_k(3, &format!(r#"{{"k": {k}}}"#));
+        expect_error(&case, &format!("the parameter `k` is {k}, expected at least 1"));
+    }
+    expect_error(&Case::of_top_k(3, r#"{"k": 4}"#), "`k` is 4, expected 1 to 3");
+    expect_error(&Case::of_top_k(0, r#"{"k": 1}"#), "`logits` has rows of 0 tokens, expected 1 to");
+}
+
+#[test]
 fn only_cases_of_the_package_are_run() {
     let folder = TempDir::new().unwrap();
     Case::correct().write(&folder, "right.safetensors");
@@ -295,4 +337,46 @@ fn a_model_beside_a_case_is_not_a_case() {
     let (code, text) = verify(folder.path());
     assert_eq!(text.lines().last(), Some("1 passed, 0 failed"));
     assert_eq!(code, 0, "{text}");
+}
+
+#[test]
+fn a_row_of_merged_siblings_is_named_as_the_file_has_it() {
+    let nan = f32::NAN;
+    let case = Case { tensors: Vec::new(), ..Case::correct() }
+        .with("kernel", "dflash")
+        .with("params", "{}")
+        .integers("in.tree_tokens", &[3], &[0, 0, 1])
+        .integers("in.tree_parents", &[3], &[-1, -1, 0])
+        .floats("in.logits", &[4, 2], &[2.0, 1.0, 1.0, 2.0, 1.0, 2.0, nan, 1.0])
+        .integers("out.accepted_nodes", &[2], &[0, 2])
+        .integers("out.tokens", &[3], &[0, 1, 0]);
+    expect_error(&case, "NaN in row 3");
+}
+
+#[test]
+fn results_that_do_not_fit_into_memory_are_an_error() {
+    for beams in ["1000000000000", "4611686018427387904"] {
+        let case = Case { tensors: Vec::new(), ..Case::correct() }
+            .with("kernel", "beam")
+            .with("params", &format!(r#"{{"num_beams": {beams}, "max_new_tokens": 2}}"#))
+            .floats("in.bigram", &[2, 2], &[0.0; 4])
+            .integers("in.prompts", &[1, 1], &[0])
+            .integers("out.sequences", &[1, 1, 2], &[0, 0]);
+        expect_error(&case, "there is no memory for `sequences`");
+    }
+}
+
+#[test]
+fn a_parameter_of_the_wrong_kind_is_told_what_it_may_be() {
+    let case = |params: &str| {
+        Case { tensors: Vec::new(), ..Case::correct() }
+            .with("kernel", "beam")
+            .with("params", params)
+            .floats("in.bigram", &[2, 2], &[0.0; 4])
+            .integers("in.prompts", &[1, 1], &[0])
+            .integers("out.sequences", &[1, 1, 2], &[0, 0])
+    };
+    expect_error(&case(r#"{"eos": -1}"#), "`eos` must be a token or a list of tokens");
+    let word = r#"{"rule": "transformers", "early_stopping": "always"}"#;
+    expect_error(&case(word), r#"`early_stopping` must be true, false or "never""#);
 }

@@ -15,7 +15,7 @@ mod ulp;
 // Agreement of arrays.
 pub use compare::{CompareError, Tolerance, check_close, check_same_bits};
 pub use error_ratio::{ErrorRatioError, ErrorRatios, error_ratio};
-pub use error_stats::{ErrorStats, Worst, error};
+pub use error_stats::{ErrorStats, Worst, error, largest_difference};
 pub use ulp::{ulp, ulp_error};
 
 // Gradients.

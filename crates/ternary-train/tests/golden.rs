@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use ndarray::{Array2, Array3, Ix2};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
-use tensor_utils::testing::{Case, recorded, recorded_cases};
+use tensor_utils::testing::{Case, largest_difference, recorded, recorded_cases};
 use ternary_train::formats::{read_folder, write_gguf};
 use ternary_train::generate::{GenerateOptions, generate};
 use ternary_train::infer::{Chunk, LogitRows, Model};
@@ -152,8 +152,8 @@ fn llama_cpp_reads_what_is_written() {
         let seq = cache.create().unwrap();
         let got = model.forward(&mut cache, &[Chunk::line(seq, tokens)], LogitRows::All).unwrap();
         for (got, wanted) in got.outer_iter().zip(wanted) {
-            let differences = got.iter().zip(wanted).map(|(got, wanted)| (got - wanted).abs());
-            let most = differences.fold(0.0, f32::max);
+            let pairs = got.iter().zip(wanted);
+            let most = largest_difference(pairs.map(|(&a, &b)| (f64::from(a), f64::from(b))));
             assert!(most < 0.2, "{most}");
             equal += usize::from(most == 0.0);
             rows += 1;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use beam::{Bigram, EarlyStopping, Groups, Logit, Options, Rule, beam_search};
-use ndarray::{Array2, Array3};
+use ndarray::Array2;
 use safetensors::Dtype;
 use serde::Deserialize;
 use tensor_utils::try_array;

@@ -18,13 +18,14 @@ struct Params {
     layout: LayoutName,
     page_size: usize,
     chunk: usize,
+    causal: bool,
     scale: Option<f64>,
 }
 
 impl Default for Params {
     fn default() -> Self {
         let (storage, layout) = (StorageName::F32, LayoutName::Paged);
-        Self { storage, layout, page_size: 16, chunk: 1, scale: None }
+        Self { storage, layout, page_size: 16, chunk: 1, causal: true, scale: None }
     }
 }
 
@@ -57,6 +58,10 @@ pub(super) fn run(inputs: &mut Inputs<'_>) -> Result<Vec<Output>> {
 
 fn run_as<T: Element<Acc = f32> + Stored>(inputs: &mut Inputs<'_>) -> Result<Vec<Output>> {
     let params: Params = inputs.params()?;
+    ensure!(
+        params.causal,
+        "the parameter `causal` is false, expected true: a cache is always causal"
+    );
     let q: Array4<T> = inputs.array("q")?;
     let k: Array4<T> = inputs.array("k")?;
     let v: Array4<T> = inputs.array("v")?;

@@ -1,15 +1,15 @@
 //! Layer norm and RMS norm, forward and backward.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use half::{bf16, f16};
 use layernorm_bwd::{Kind, Options, Saved, layer_norm, layer_norm_backward, rows};
-use ndarray::{Array, Array1, ArrayD, Dimension, IxDyn};
+use ndarray::{Array1, ArrayD};
 use safetensors::Dtype;
 use serde::Deserialize;
 use tensor_utils::Element;
 
 use super::inputs::{Inputs, expect_shape};
-use super::tensor::{Output, Stored};
+use super::tensor::{Output, Stored, reshaped};
 
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -86,10 +86,4 @@ where
         outputs.push(Output::new("mean", reshaped(forward.mean, of_rows)?));
     }
     Ok(outputs)
-}
-
-/// The rows of a result with the axes of the input again.
-fn reshaped<T, D: Dimension>(array: Array<T, D>, shape: &[usize]) -> Result<ArrayD<T>> {
-    let (elements, _) = array.into_raw_vec_and_offset();
-    ArrayD::from_shape_vec(IxDyn(shape), elements).context("the result has another size")
 }

@@ -1,19 +1,20 @@
 //! Softmax and top-k.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail, ensure};
 use half::{bf16, f16};
-use ndarray::{Array, ArrayD, Dimension, IxDyn};
+use ndarray::ArrayD;
 use safetensors::Dtype;
 use serde::Deserialize;
 use softmax_topk::{Logit, Options, PerRow, rows, softmax_topk};
 
 use super::inputs::Inputs;
-use super::tensor::{Output, Stored};
+use super::tensor::{Output, Stored, reshaped};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Params {
-    k: usize,
+    // Signed, so that the message for a negative one is that for 0.
+    k: i64,
     #[serde(default = "one")]
     temperature: f64,
     #[serde(default)]
@@ -41,6 +42,8 @@ where
     T::Acc: Stored,
 {
     let Params { k, temperature, log } = inputs.params()?;
+    ensure!(k > 0, "the parameter `k` is {k}, expected at least 1");
+    let k = usize::try_from(k)?;
     let logits: ArrayD<T> = inputs.array("logits")?;
     let options = Options { temperature: PerRow::All(temperature), log, ..Options::default() };
     let top = softmax_topk(rows("in.logits", logits.view())?, k, &options)?;
@@ -53,10 +56,4 @@ where
         Output::new("probs", reshaped(top.probs.mapv(T::from_acc), &of_results)?),
         inputs.statistic::<T, _>("lse", reshaped(top.lse, of_rows)?),
     ])
-}
-
-/// The rows of a result with the axes of the input again.
-fn reshaped<T, D: Dimension>(array: Array<T, D>, shape: &[usize]) -> Result<ArrayD<T>> {
-    let (elements, _) = array.into_raw_vec_and_offset();
-    ArrayD::from_shape_vec(IxDyn(shape), elements).context("the result has another size")
 }

@@ -140,6 +140,12 @@ pub(super) fn widens(from: Dtype, to: Dtype) -> bool {
     }
 }
 
+/// The rows of a result with the axes of the input again.
+pub(super) fn reshaped<T, D: Dimension>(array: Array<T, D>, shape: &[usize]) -> Result<ArrayD<T>> {
+    let (elements, _) = array.into_raw_vec_and_offset();
+    ArrayD::from_shape_vec(IxDyn(shape), elements).context("the result has another size")
+}
+
 /// An output that a kernel computed.
 pub(crate) struct Output {
     /// Its name without `out.`.
@@ -153,5 +159,23 @@ impl Output {
     pub(crate) fn new<T: Stored, D: Dimension>(name: &'static str, array: Array<T, D>) -> Self {
         let shape = array.shape().to_vec();
         Self { name, dtype: T::DTYPE, shape, values: T::widen(array.into_iter()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array1, Array2, arr1};
+
+    use super::*;
+
+    #[test]
+    fn results_get_the_axes_of_the_input_and_keep_their_order() {
+        let rows = Array2::from_shape_fn((6, 2), |(row, column)| 2 * row + column);
+        let got = reshaped(rows, &[3, 2, 2]).unwrap();
+        assert_eq!((got.shape(), got[[2, 0, 1]]), (&[3, 2, 2][..], 9));
+        assert_eq!(reshaped(arr1(&[7]), &[]).unwrap()[[]], 7);
+        for shape in [&[4][..], &[2, 3], &[5, 0]] {
+            assert!(reshaped(Array1::<f32>::zeros(5), shape).is_err(), "{shape:?}");
+        }
     }
 }

@@ -4,11 +4,11 @@ use anyhow::Result;
 use attn_flash::{
     Options, Tiling, Workspace, attention_into, attention_naive, attention_reference,
 };
-use ndarray::{Array3, Array4, Zip};
+use ndarray::{Array3, Array4, ArrayRef, Dimension};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
-use tensor_utils::{Element, bf16};
+use tensor_utils::{Element, bf16, testing};
 
 use super::duel::{Case, Contest};
 use super::peer::{Input, Peer};
@@ -217,12 +217,11 @@ fn spread_of<A: Element, B: Element>(got: &Array4<A>, want: &Array4<B>) -> Sprea
 }
 
 /// NaN if either array has a NaN.
-pub(super) fn largest_difference<A: Element, B: Element>(
-    ours: &Array4<A>,
-    theirs: &Array4<B>,
+pub(super) fn largest_difference<A: Element, B: Element, D: Dimension>(
+    ours: &ArrayRef<A, D>,
+    theirs: &ArrayRef<B, D>,
 ) -> f64 {
-    Zip::from(ours).and(theirs).fold(0.0, |largest: f64, ours, theirs| {
-        let difference = (ours.to_f64() - theirs.to_f64()).abs();
-        if difference.is_nan() || difference > largest { difference } else { largest }
-    })
+    assert_eq!(ours.shape(), theirs.shape());
+    let pairs = ours.iter().zip(theirs);
+    testing::largest_difference(pairs.map(|(ours, theirs)| (ours.to_f64(), theirs.to_f64())))
 }

@@ -11,7 +11,7 @@ use ndarray::{Array3, Array4};
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 use serde_json::{Value, json};
-use tensor_utils::{Element, bf16};
+use tensor_utils::{Element, bf16, testing};
 
 use super::attn_flash::{Sizes, largest_difference};
 use super::duel::{Case, Contest};
@@ -89,10 +89,8 @@ fn spread_of<A: Element, B: Element>(got: [&Array4<A>; 3], want: &[Array4<B>; 3]
 
 /// The largest difference of three arrays; NaN if one has a NaN.
 fn worst<A: Element, B: Element>(got: [&Array4<A>; 3], want: &[Array4<B>; 3]) -> f64 {
-    got.into_iter().zip(want).fold(0.0, |largest, (got, want)| {
-        let difference = largest_difference(got, want);
-        if difference.is_nan() || difference > largest { difference } else { largest }
-    })
+    let differences = got.into_iter().zip(want).map(|(got, want)| largest_difference(got, want));
+    testing::largest_difference(differences.map(|difference| (difference, 0.0)))
 }
 
 /// Our side.

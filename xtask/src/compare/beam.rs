@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use anyhow::Result;
 use beam::{Beams, EarlyStopping, Model, ModelError, Options, Output, Rule, beam_search};
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayD, ArrayView2, Axis};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
+use tensor_utils::testing::largest_difference;
 
 use super::duel::{Case, Contest};
 use super::peer::{Input, Peer};
@@ -125,25 +126,59 @@ impl Contest for Search {
         std::mem::take(&mut self.model.seconds)
     }
 
-    /// Of the scores, which are `f32` on the other side; infinite if the best sequences differ.
     fn largest_difference(&self, peer: &mut Peer) -> Result<f64> {
-        let sequences = peer.output::<i64>("sequences")?;
-        let scores = peer.output::<f32>("scores")?;
+        Ok(self.difference(&peer.output("sequences")?, &peer.output("scores")?))
+    }
+}
+
+impl Search {
+    /// Of the scores, which are `f32` on the other side; infinite if the best sequences differ.
+    fn difference(&self, sequences: &ArrayD<i64>, scores: &ArrayD<f32>) -> f64 {
         let items = self.output.iter().flat_map(|output| &output.items);
-        let mut largest = 0.0_f64;
+        let mut pairs = Vec::new();
         for (item, found) in items.map(|item| &item.hypotheses).enumerate() {
             for (rank, hypothesis) in found.iter().enumerate() {
                 let row = item * self.setup.beams + rank;
                 let theirs = sequences.index_axis(Axis(0), row);
                 let theirs = theirs.iter().skip(PROMPT).take(hypothesis.tokens.len());
                 let same = theirs.copied().eq(hypothesis.tokens.iter().map(|&t| i64::from(t)));
-                let difference = (f64::from(scores[[row]]) - hypothesis.score).abs();
-                largest = largest.max(difference);
+                pairs.push((f64::from(scores[[row]]), hypothesis.score));
                 if rank == 0 && !same {
-                    return Ok(f64::INFINITY);
+                    return f64::INFINITY;
                 }
             }
         }
-        Ok(largest)
+        largest_difference(pairs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_score_that_is_nan_differs() {
+        let mut search = Search::new(Setup { batch: 2, beams: 3, vocabulary: 50 });
+        search.run().unwrap();
+        let items = &search.output.as_ref().unwrap().items;
+        let found: Vec<_> = items.iter().flat_map(|item| &item.hypotheses).collect();
+        assert_eq!(found.len(), 6);
+        let mut sequences = ArrayD::zeros(vec![6, PROMPT + LENGTH]);
+        let mut scores = ArrayD::<f32>::zeros(vec![6]);
+        for (row, hypothesis) in found.iter().enumerate() {
+            scores[[row]] = hypothesis.score as f32;
+            for (at, &token) in hypothesis.tokens.iter().enumerate() {
+                sequences[[row, PROMPT + at]] = i64::from(token);
+            }
+        }
+        let difference = search.difference(&sequences, &scores);
+        assert!(difference < 1e-5, "{difference}");
+        for row in 0..6 {
+            let mut scores = scores.clone();
+            scores[[row]] = f32::NAN;
+            assert!(search.difference(&sequences, &scores).is_nan(), "{row}");
+        }
+        sequences[[3, PROMPT]] += 1;
+        assert_eq!(search.difference(&sequences, &scores), f64::INFINITY);
     }
 }

@@ -7,13 +7,14 @@ use layernorm_bwd::{
     layer_norm_backward, layer_norm_backward_into, layer_norm_backward_naive,
     layer_norm_backward_reference,
 };
-use ndarray::{Array1, Array2, ArrayRef2};
+use ndarray::{Array1, Array2};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use rayon::ThreadPool;
 use serde_json::{Value, json};
-use tensor_utils::{Element, bf16};
+use tensor_utils::{Element, bf16, testing};
 
+use super::attn_flash::largest_difference;
 use super::duel::{Case, Contest};
 use super::peer::{Input, Peer};
 use super::precision::{Errors, PrecisionCase, Spread};
@@ -194,7 +195,7 @@ where
     /// added up in 16 bits.
     fn largest_difference(&self, peer: &mut Peer) -> Result<f64> {
         let dx: Array2<T> = peer.output("dx")?.into_dimensionality()?;
-        let mut largest = largest_difference(&self.gradients.dx, &dx);
+        let mut differences = vec![largest_difference(&self.gradients.dx, &dx)];
         let scale = (self.setup.rows() as f64).sqrt();
         let mut weights = Vec::new();
         if T::IS_COMPUTE_TYPE {
@@ -205,13 +206,9 @@ where
         }
         for (name, ours) in weights {
             let theirs: Array1<T::Acc> = peer.output(name)?.into_dimensionality()?;
-            let (ours, theirs) = (ours.view().insert_axis(ROW), theirs.insert_axis(ROW));
-            let difference = largest_difference(&ours, &theirs) / scale;
-            if difference.is_nan() || difference > largest {
-                largest = difference;
-            }
+            differences.push(largest_difference(ours, &theirs) / scale);
         }
-        Ok(largest)
+        Ok(testing::largest_difference(differences.into_iter().map(|difference| (difference, 0.0))))
     }
 }
 
@@ -248,12 +245,4 @@ fn errors(mean: f64, peer: Option<&mut Peer>, pool: &ThreadPool) -> Result<Error
 
 fn spread_of<A: Element, B: Element>(got: &Array2<A>, want: &Array2<B>) -> Spread {
     Spread::new(got.iter().copied().zip(want.iter().copied()))
-}
-
-/// NaN if one has a NaN.
-fn largest_difference<A: Element, B: Element>(a: &ArrayRef2<A>, b: &ArrayRef2<B>) -> f64 {
-    a.iter().zip(b).fold(0.0, |largest: f64, (a, b)| {
-        let difference = (a.to_f64() - b.to_f64()).abs();
-        if difference.is_nan() || difference > largest { difference } else { largest }
-    })
 }

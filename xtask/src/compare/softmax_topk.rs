@@ -3,13 +3,14 @@
 use std::f64::consts::TAU;
 
 use anyhow::Result;
-use ndarray::{Array2, Ix2, Zip};
+use ndarray::Array2;
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use softmax_topk::{Logit, Options, Tiling, TopK, Workspace, softmax_topk, softmax_topk_into};
-use tensor_utils::{Element, bf16};
+use tensor_utils::bf16;
 
+use super::attn_flash::largest_difference;
 use super::duel::{Case, Contest};
 use super::peer::{Input, Peer};
 use crate::cases::Stored;
@@ -93,12 +94,7 @@ where
 
     /// Of the probabilities alone: PyTorch orders equal ones as it likes.
     fn largest_difference(&self, peer: &mut Peer) -> Result<f64> {
-        let theirs = peer.output::<T>("probs")?.into_dimensionality::<Ix2>()?;
-        let largest =
-            Zip::from(&self.top.probs).and(&theirs).fold(0.0, |largest: f64, ours, theirs| {
-                let difference = (ours.to_f64() - theirs.to_f64()).abs();
-                if difference.is_nan() || difference > largest { difference } else { largest }
-            });
-        Ok(largest)
+        let theirs = peer.output::<T>("probs")?.into_dimensionality()?;
+        Ok(largest_difference(&self.top.probs, &theirs))
     }
 }

@@ -2,10 +2,11 @@
 //! backward, clipping and AdamW, on the same batch again and again.
 
 use anyhow::Result;
-use ndarray::{Array1, arr1};
+use ndarray::{Array1, ArrayD, arr1};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
+use tensor_utils::testing::largest_difference;
 use ternary_train::{Config, Preset, Projection, StepReport, TrainOptions, Trainer, Weights};
 
 use super::duel::{Case, Contest};
@@ -103,8 +104,29 @@ impl Contest for Training {
     fn largest_difference(&self, peer: &mut Peer) -> Result<f64> {
         let ours =
             self.last.map_or([f32::NAN; 2], |last| [last.loss as f32, last.gradient_norm as f32]);
-        let theirs = peer.output::<f32>("loss_and_norm")?;
-        let difference = (&theirs - &arr1(&ours)) / &arr1(&ours);
-        Ok(difference.iter().fold(0.0, |most: f64, x| most.max(f64::from(x.abs()))))
+        Ok(relative_difference(ours, &peer.output("loss_and_norm")?))
+    }
+}
+
+/// How far the quotients are from 1.
+fn relative_difference(ours: [f32; 2], theirs: &ArrayD<f32>) -> f64 {
+    let quotients = theirs.mapv(f64::from) / arr1(&ours.map(f64::from));
+    largest_difference(quotients.iter().map(|&quotient| (quotient, 1.0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_or_norm_that_is_nan_differs() {
+        let theirs = |values: [f32; 2]| arr1(&values).into_dyn();
+        assert_eq!(relative_difference([2.0, 4.0], &theirs([2.0, 5.0])), 0.25);
+        assert_eq!(relative_difference([2.0, 4.0], &theirs([1.0, 4.0])), 0.5);
+        let nan = f32::NAN;
+        for wrong in [[nan, 4.0], [2.0, nan], [nan; 2]] {
+            assert!(relative_difference(wrong, &theirs([2.0, 4.0])).is_nan(), "{wrong:?}");
+            assert!(relative_difference([2.0, 4.0], &theirs(wrong)).is_nan(), "{wrong:?}");
+        }
     }
 }

@@ -11,9 +11,10 @@ use dflash::{TokenTree, accept_greedy};
 use kvcache::{
     Cache, Config, Error, Layout, Options, Queries, Rows, SeqId, Storage, attend_reference,
 };
-use ndarray::{Array2, Array3, Axis};
+use ndarray::{Array2, Array3};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
+use tensor_utils::testing::largest_difference;
 
 /// Ways to store numbers; epochs take them in turn.
 pub(super) const STORAGES: usize = Storage::ALL.len();
@@ -338,13 +339,9 @@ impl Traffic {
                 None,
             )?;
             let bound = if self.cache.config().keys.is_quantised() { 0.2 } else { 1e-5 };
-            let worst = got
-                .o
-                .index_axis(Axis(0), 0)
-                .iter()
-                .zip(&o.index_axis(Axis(0), 0))
-                .map(|(got, want)| (f64::from(*got) - want).abs())
-                .fold(0.0, f64::max);
+            ensure!(got.o.dim() == o.dim(), "attention has another shape");
+            let pairs = got.o.iter().zip(&o).map(|(&got, &want)| (f64::from(got), want));
+            let worst = largest_difference(pairs);
             ensure!(worst <= bound, "attention is off by {worst}");
             self.counts.attended += 1;
         }

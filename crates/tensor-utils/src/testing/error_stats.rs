@@ -18,6 +18,15 @@ pub fn error(got: f64, want: f64) -> f64 {
     }
 }
 
+/// The largest `|a - b|` of pairs, 0 without any; NaN if one has a NaN, or twice the same infinity.
+///
+/// A maximum by `f64::max` would drop the NaN, and a wrong result would differ from nothing.
+pub fn largest_difference(pairs: impl IntoIterator<Item = (f64, f64)>) -> f64 {
+    pairs.into_iter().map(|(a, b)| (a - b).abs()).fold(0.0, |largest, difference| {
+        if difference.is_nan() || difference > largest { difference } else { largest }
+    })
+}
+
 /// The errors of an array against the exact answer, as [`error`] measures one; all 0 for an empty
 /// array.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,9 +38,9 @@ pub struct ErrorStats {
     pub max_abs: f64,
     /// The largest error relative to `|want|`; inf for an error where `want` is 0.
     pub max_rel: f64,
-    /// The absolute error that half of the elements exceed.
+    /// The absolute error that at most half of the elements exceed.
     pub median: f64,
-    /// The absolute error that one element in a hundred exceeds.
+    /// The absolute error that at most one element in a hundred exceeds.
     pub p99: f64,
     /// The largest finite `|want|`: the scale of the answer.
     pub scale: f64,
@@ -137,6 +146,23 @@ mod tests {
         }
         let same = array![f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
         assert_eq!(ErrorStats::new(&same, &same).unwrap().max_abs, 0.0);
+    }
+
+    #[test]
+    fn a_nan_is_the_largest_difference_wherever_it_stands() {
+        assert_eq!(largest_difference([]), 0.0);
+        let pairs = [(1.0, 1.0), (1.0, 3.5), (-2.0, -1.0)];
+        assert_eq!(largest_difference(pairs), 2.5);
+        assert_eq!(largest_difference(pairs.map(|(a, b)| (b, a))), 2.5);
+        let infinity = f64::INFINITY;
+        assert_eq!(largest_difference([(infinity, -infinity), (0.0, 1.0)]), infinity);
+        for wrong in [(f64::NAN, 1.0), (1.0, f64::NAN), (infinity, infinity)] {
+            for place in 0..pairs.len() {
+                let mut pairs = pairs;
+                pairs[place] = wrong;
+                assert!(largest_difference(pairs).is_nan(), "{wrong:?} at {place}");
+            }
+        }
     }
 
     #[test]
