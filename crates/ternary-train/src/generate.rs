@@ -8,7 +8,7 @@ mod speculative;
 pub use beams::generate_beams;
 pub use options::{Choice, GenerateOptions, Sampling};
 pub use plain::generate;
-pub use speculative::{Speculation, generate_speculatively, generate_with};
+pub use speculative::{generate_speculatively, generate_with};
 
 use kvcache::{Cache, SeqId};
 use ndarray::Array2;

@@ -62,7 +62,7 @@ pub struct Loss {
 }
 
 impl Loss {
-    /// Nats a token.
+    /// Nats a token; NaN without tokens that count.
     pub fn mean(&self) -> f64 {
         self.sum / self.tokens as f64
     }

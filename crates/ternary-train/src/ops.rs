@@ -28,4 +28,5 @@ pub use rope::{Direction, Rope, rotate};
 pub use swiglu::{swiglu, swiglu_backward};
 
 pub(crate) use elementwise::{for_vectors, scan_vectors};
+pub(crate) use error::elements;
 pub(crate) use products::{slice, slice_mut};

@@ -30,7 +30,8 @@ pub fn project_reference(w: ArrayView2<'_, f32>, group: usize) -> (Array2<i8>, A
     (codes, scales)
 }
 
-/// `x` `[tokens, columns]` in int8, a scale for each token: the integers and the scales.
+/// `x` `[tokens, columns]` in int8, a scale for each token: the integers and the scales. By the formula alone: what
+/// [`Activations`](crate::Activations) documents of tiny numbers and NaN is not here.
 pub fn activations_reference(x: ArrayView2<'_, f32>) -> (Array2<i8>, Vec<f32>) {
     let mut q = Array2::zeros(x.dim());
     let mut scales = Vec::new();

@@ -4,10 +4,12 @@ mod curve;
 mod markdown;
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::formats::write_file;
 use crate::{Config, Error, TrainOptions};
 
 /// Everything that is worth knowing about a training.
@@ -100,7 +102,7 @@ impl TrainReport {
     pub fn write(&self, folder: &Path) -> Result<(), Error> {
         let put = |name: &str, text: String| {
             let path = folder.join(name);
-            fs::write(&path, text).map_err(Error::io(&path))
+            write_file(&path, |file| file.write_all(text.as_bytes()))
         };
         let json = serde_json::to_string_pretty(self).map_err(std::io::Error::other);
         put("report.json", json.map_err(Error::io(&folder.join("report.json")))? + "\n")?;

@@ -1,6 +1,10 @@
 //! Every error says what is wrong with what.
 
 use ndarray::Array2;
+use ternary_train::ops::{
+    CrossEntropy, Direction, IGNORE, OpError, Rope, cross_entropy, embed, fake_quantize_rows,
+    rotate,
+};
 use ternary_train::{Config, Preset, Projection, Rule, Ternary, Weights};
 
 #[test]
@@ -81,4 +85,34 @@ fn weights_are_held_to_the_configuration() {
     assert!(wrong.check(&config).unwrap_err().to_string().contains("num_hidden_layers"));
     let untied = Config { tie_word_embeddings: false, ..config };
     assert!(weights.check(&untied).unwrap_err().to_string().contains("tie_word_embeddings"));
+}
+
+#[test]
+fn operations_without_elements_do_nothing() {
+    let (mut losses, mut dx) = ([1.0_f32; 3], [1.0; 6]);
+    let gradients = CrossEntropy { dx: &mut dx, d_head: &mut [], scale: 1.0 };
+    let targets = [IGNORE; 3];
+    let correct = cross_entropy(&mut losses, &[0.5; 6], &[], &targets, 2, Some(gradients));
+    assert_eq!((correct.unwrap(), losses, dx), (0, [0.0; 3], [0.0; 6]));
+    assert!(cross_entropy(&mut [0.0_f32], &[], &[], &[0], 0, None).is_err());
+
+    let rope = Rope::<f32>::new(4, 1e4, 3);
+    rotate(&mut [], 0, 4, 3, &rope, Direction::Forward).unwrap();
+    rotate(&mut [], 2, 4, 0, &rope, Direction::Forward).unwrap();
+}
+
+#[test]
+fn sizes_whose_product_is_too_large_are_named() {
+    let huge = usize::MAX / 2 + 1;
+    let too_large = |result: Result<(), OpError>| {
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains("`x`"), "{error}");
+    };
+    too_large(cross_entropy::<f32>(&mut [0.0; 2], &[], &[], &[IGNORE; 2], huge, None).map(drop));
+    too_large(embed::<f32>(&mut [], &[], &[0, 0], huge));
+    let rope = Rope::<f32>::new(4, 1e4, 3);
+    too_large(rotate(&mut [], huge, 4, 3, &rope, Direction::Forward));
+    let mut x = [1.0_f32, -0.5];
+    fake_quantize_rows(&mut x, huge);
+    assert_eq!(x[0], 1.0);
 }

@@ -291,3 +291,32 @@ fn divergence_and_bad_calls_are_named() {
     assert!(matches!(broken.step(&text()), Err(Error::Diverged { step: 1, .. })));
     assert_eq!(broken.steps_done(), 0);
 }
+
+/// As any new file, not as a temporary one.
+#[cfg(unix)]
+#[test]
+fn a_checkpoint_has_the_permissions_of_a_new_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let weights = Weights::random(&tiny(true), 5).unwrap();
+    let mut trainer = Trainer::new(&tiny(true), &options(), &weights).unwrap();
+    trainer.step(&text()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let [saved, new] = ["checkpoint", "new"].map(|name| folder.path().join(name));
+    fs::write(&new, "").unwrap();
+    save_checkpoint(&saved, &trainer, "").unwrap();
+    let mode = |path| fs::metadata(path).unwrap().permissions().mode();
+    assert_eq!(mode(saved), mode(new));
+}
+
+#[test]
+fn a_batch_in_which_nothing_counts_is_no_divergence() {
+    let weights = Weights::random(&tiny(true), 5).unwrap();
+    let mut trainer = Trainer::new(&tiny(true), &options(), &weights).unwrap();
+    let error = trainer.step_on(|_, tokens, targets| {
+        tokens.fill(1);
+        targets.fill(IGNORE);
+    });
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("`targets`") && error.contains("counts"), "{error}");
+    assert_eq!(trainer.steps_done(), 0);
+}

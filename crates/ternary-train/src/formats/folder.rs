@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use tempfile::NamedTempFile;
 
 use super::safetensors::{File, tensors, write};
 use crate::ops::slice_mut;
@@ -134,7 +135,13 @@ pub(crate) fn write_file(
     path: &Path,
     contents: impl FnOnce(&mut fs::File) -> std::io::Result<()>,
 ) -> Result<(), Error> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let mut file = beside(path)?;
+    contents(file.as_file_mut()).map_err(Error::io(path))?;
+    put(file, path)
+}
+
+/// An empty file beside the place of another.
+pub(crate) fn beside(path: &Path) -> Result<NamedTempFile, Error> {
     let mut beside = tempfile::Builder::new();
     #[cfg(unix)]
     {
@@ -142,10 +149,19 @@ pub(crate) fn write_file(
         use std::os::unix::fs::PermissionsExt;
         beside.permissions(fs::Permissions::from_mode(0o666));
     }
-    let beside = beside.tempfile_in(folder.unwrap_or(Path::new(".")));
-    let mut file = beside.map_err(Error::io(path))?;
-    contents(file.as_file_mut()).map_err(Error::io(path))?;
-    file.as_file().sync_all().map_err(Error::io(path))?;
+    beside.tempfile_in(folder_of(path)).map_err(Error::io(path))
+}
+
+/// Moves a file that is written to its place.
+pub(crate) fn put(file: NamedTempFile, path: &Path) -> Result<(), Error> {
+    // By its name: another may have taken the place of the one that was opened.
+    fs::File::open(file.path()).and_then(|file| file.sync_all()).map_err(Error::io(path))?;
     file.persist(path).map_err(|error| Error::Io { path: path.to_owned(), source: error.error })?;
+    // The new name is on the disk when its folder is; not every system can do that.
+    let _ = fs::File::open(folder_of(path)).and_then(|folder| folder.sync_all());
     Ok(())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

@@ -53,7 +53,7 @@ enum Data<'a> {
 
 /// Writes a model with its tokenizer to the file `path`, which appears at once or not at all: `Q2_0` if
 /// `config.ternary` is set, else f32. If the configuration names no end token, it is the token of byte
-/// 0xFF, which no text contains.
+/// 0xFF, which no text contains; if it names several, the file has the first alone.
 ///
 /// # Errors
 /// [`Error::Config`] and [`Error::Shape`] if the weights are not those of the configuration, or have a

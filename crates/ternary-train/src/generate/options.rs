@@ -35,7 +35,7 @@ pub enum Choice {
 pub struct Sampling {
     /// Divides the logits; positive. Default 1.
     pub temperature: f64,
-    /// Only the `top_k` likeliest tokens; `None`: all. Default 50.
+    /// Only the `top_k` likeliest tokens; `None`: all. Default: all.
     pub top_k: Option<usize>,
     /// The shortest list of likeliest tokens that reaches this share of what `top_k` left, above 0, at
     /// most 1. Default 1: all.
@@ -48,7 +48,7 @@ pub struct Sampling {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: Some(50), top_p: 1.0, min_p: 0.0, seed: 0 }
+        Self { temperature: 1.0, top_k: None, top_p: 1.0, min_p: 0.0, seed: 0 }
     }
 }
 

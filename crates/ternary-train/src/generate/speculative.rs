@@ -8,19 +8,6 @@ use super::cache_rows;
 use crate::Error;
 use crate::infer::{Chunk, LogitRows, Model};
 
-/// How much is drafted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Speculation {
-    /// Tokens of a tree, at most. Default 8.
-    pub budget: usize,
-}
-
-impl Default for Speculation {
-    fn default() -> Self {
-        Self { budget: 8 }
-    }
-}
-
 /// Continues every prompt with drafts that repeat what followed the last tokens earlier in the text:
 /// the tokens of [`generate`](super::generate), in fewer passes. Sampled text has the law of
 /// plain sampling, not its tokens.
@@ -52,13 +39,8 @@ pub fn generate_with(
         length.checked_add(most)?.checked_add(tree)?.checked_next_multiple_of(64)
     })?;
     let mut cache = model.cache(rows)?;
-    let mut target = Verified(model);
-    let mut decoder = dflash::Decoder::new(&mut target, &mut cache, options.clone())?;
-    for prompt in prompts {
-        decoder.add(prompt.as_ref())?;
-    }
-    while decoder.step(drafter)? {}
-    Ok(decoder.into_generations()?)
+    let prompts: Vec<_> = prompts.iter().map(AsRef::as_ref).collect();
+    Ok(dflash::generate(&mut Verified(model), &mut cache, drafter, &prompts, options.clone())?)
 }
 
 /// The model as the verification sees it.

@@ -27,7 +27,7 @@ impl Model {
     /// # Errors
     /// [`Error::Option`] for a token outside the vocabulary, an empty chunk or parents that make no
     /// tree; [`Error::Cache`] if the cache is full, was made for another model, or a sequence does not
-    /// exist or occurs twice. The cache is as before then.
+    /// exist or occurs twice; errors of the instruction set and of memory. The cache is as before then.
     pub fn forward(
         &self,
         cache: &mut Cache,
@@ -46,8 +46,8 @@ impl Model {
         rows: LogitRows,
     ) -> Result<Array2<f32>, Error> {
         let mut step = Step::new(self, cache, chunks)?;
-        let lengths: Vec<_> =
-            step.seqs.iter().map(|&seq| cache.len(seq)).collect::<Result<_, _>>()?;
+        let seqs = step.seqs.clone();
+        let lengths: Vec<_> = seqs.iter().map(|&seq| cache.len(seq)).collect::<Result<_, _>>()?;
         let result = self.layers.iter().enumerate().try_for_each(|(index, layer)| {
             step.attention(cache, index, layer)?;
             if index + 1 == self.layers.len() {
@@ -56,14 +56,14 @@ impl Model {
             }
             step.feed_forward(layer)
         });
-        if let Err(error) = result {
-            // Some layers have the new rows and some do not.
-            for (&seq, &length) in step.seqs.iter().zip(&lengths) {
+        let result = result.and_then(|()| step.logits());
+        if result.is_err() {
+            // Some layers have the new rows, or all, and they are not to count.
+            for (&seq, &length) in seqs.iter().zip(&lengths) {
                 cache.truncate(seq, length)?;
             }
-            return Err(error);
         }
-        step.logits()
+        result
     }
 }
 

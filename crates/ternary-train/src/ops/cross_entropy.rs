@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use tensor_utils::simd::{Simd, SimdBase, SimdFrom};
 use tensor_utils::{Float, Isa, Kernel, check_shape, dispatch};
 
-use super::{OpError, Product, Real, Term, for_vectors, products, scan_vectors};
+use super::{OpError, Product, Real, Term, elements, for_vectors, products, scan_vectors};
 
 /// A target that does not count: its loss and its gradients are 0.
 pub const IGNORE: u32 = u32::MAX;
@@ -30,10 +30,11 @@ pub struct CrossEntropy<'a, A> {
 ///
 /// `x: [tokens, width]`, `head: [vocabulary, width]`; targets that are [`IGNORE`] do not count. Log-softmax by the largest logit, never
 /// `log(softmax + eps)`. No more than about a million logits are held at once. Returns how many
-/// tokens have their target as the largest logit (ties: the lower token).
+/// tokens have their target as the largest logit (ties: the lower token). Without a vocabulary (`head` or `width` of 0) only
+/// [`IGNORE`] can be a target.
 ///
 /// # Errors
-/// [`OpError::Token`] if a target is not in the vocabulary, [`OpError::Shape`] if a length does not fit.
+/// [`OpError::Token`] if a target is not in the vocabulary, [`OpError::Shape`] if a length does not fit or is too large.
 pub fn cross_entropy<A: Real>(
     losses: &mut [A],
     x: &[A],
@@ -44,7 +45,7 @@ pub fn cross_entropy<A: Real>(
 ) -> Result<usize, OpError> {
     let vocabulary = head.len().checked_div(width).unwrap_or(0);
     check_shape("losses", &[losses.len()], &[targets.len()])?;
-    check_shape("x", &[x.len()], &[targets.len() * width])?;
+    check_shape("x", &[x.len()], &[elements("x", [targets.len(), width])?])?;
     check_shape("head", &[head.len()], &[vocabulary * width])?;
     if let Some(CrossEntropy { dx, d_head, .. }) = &gradients {
         check_shape("dx", &[dx.len()], &[x.len()])?;
@@ -54,8 +55,16 @@ pub fn cross_entropy<A: Real>(
     if let Some(position) = targets.iter().position(unknown) {
         return Err(OpError::Token { token: targets[position], position, vocabulary });
     }
+    if vocabulary == 0 {
+        // No target counts.
+        losses.fill(A::ZERO);
+        if let Some(CrossEntropy { dx, .. }) = &mut gradients {
+            dx.fill(A::ZERO);
+        }
+        return Ok(0);
+    }
     let isa = Isa::active()?;
-    let block = (LOGITS / vocabulary.max(1)).max(ROWS).min(targets.len().max(1));
+    let block = (LOGITS / vocabulary).max(ROWS).min(targets.len().max(1));
     let mut logits = vec![A::ZERO; block * vocabulary];
     let mut correct = 0;
     let head = matrix(head, vocabulary, width);

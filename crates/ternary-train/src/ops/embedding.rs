@@ -3,14 +3,14 @@
 use rayon::prelude::*;
 use tensor_utils::{Float, check_shape};
 
-use super::OpError;
+use super::{OpError, elements};
 
 /// Columns of one task of the gradient: a cache line of `f32` or more.
 const COLUMNS: usize = 32;
 
-/// Checks the tokens against a table `[vocabulary, width]`; returns the vocabulary.
+/// Checks the tokens against a table `[vocabulary, width]`.
 fn check<A>(x: &[A], table: &[A], tokens: &[u32], width: usize) -> Result<(), OpError> {
-    check_shape("x", &[x.len()], &[tokens.len() * width])?;
+    check_shape("x", &[x.len()], &[elements("x", [tokens.len(), width])?])?;
     let vocabulary = table.len().checked_div(width).unwrap_or(0);
     match tokens.iter().position(|&token| token as usize >= vocabulary) {
         None => Ok(()),

@@ -41,3 +41,9 @@ pub enum OpError {
     #[error(transparent)]
     Norm(#[from] layernorm_bwd::Error),
 }
+
+/// Elements of an array of these sizes.
+pub(crate) fn elements(arg: &'static str, sizes: [usize; 2]) -> Result<usize, OpError> {
+    let elements = sizes[0].checked_mul(sizes[1]);
+    elements.ok_or_else(|| ShapeError::TooLarge { arg, got: sizes.to_vec() }.into())
+}

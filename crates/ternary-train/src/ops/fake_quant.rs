@@ -13,7 +13,7 @@ pub fn fake_quantize_rows<A: Float>(x: &mut [A], width: usize) {
     if width == 0 {
         return;
     }
-    x.par_chunks_mut(width * 64).for_each(|rows| {
+    x.par_chunks_mut(width.saturating_mul(64)).for_each(|rows| {
         for row in rows.chunks_mut(width) {
             let largest = row.iter().fold(A::from_f64(SMALLEST), |m, x| m.max_nan(x.abs()));
             let (scale, step) = (127.0 / largest.to_f64(), largest.to_f64() / 127.0);

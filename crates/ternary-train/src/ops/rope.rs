@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 use tensor_utils::{Float, check_shape};
 
-use super::OpError;
+use super::{OpError, elements};
 
 /// Rows of one task.
 const ROWS: usize = 64;
@@ -68,10 +68,11 @@ impl<A: Float> Rope<A> {
 }
 
 /// Rotates every head of `x: [tokens, heads, head_size]` in place; token `t` stands at the position
-/// with the number `t % length`, as in a batch of sequences of `length`.
+/// with the number `t % length`, as in a batch of sequences of `length`. Without heads, positions or a
+/// `head_size` of at least 2 nothing is rotated.
 ///
 /// # Errors
-/// [`OpError::Shape`] if `x` is not whole tokens, or `rope` has another head size or fewer positions.
+/// [`OpError::Shape`] if a token is too large, `x` is not whole tokens, or `rope` has another head size or fewer positions.
 pub fn rotate<A: Float>(
     x: &mut [A],
     heads: usize,
@@ -80,14 +81,14 @@ pub fn rotate<A: Float>(
     rope: &Rope<A>,
     direction: Direction,
 ) -> Result<(), OpError> {
-    let width = heads * head_size;
+    let width = elements("x", [heads, head_size])?;
     check_shape("x", &[x.len()], &[x.len() / width.max(1) * width])?;
     check_shape("rope", &[rope.half], &[head_size / 2])?;
     if length > rope.positions() {
         check_shape("rope", &[rope.positions()], &[length])?;
     }
     let half = rope.half;
-    if half == 0 || length == 0 {
+    if half == 0 || width == 0 || length == 0 {
         return Ok(());
     }
     x.par_chunks_mut(ROWS * width).enumerate().for_each(|(chunk, rows)| {

@@ -24,7 +24,8 @@ impl PackedMatrix {
         Ok(y)
     }
 
-    /// Writes `y = x W^T` to `y` `[tokens, rows]`, any strides, fast when rows are contiguous.
+    /// Writes `y = x W^T` to `y` `[tokens, rows]`, any strides; fast when rows are contiguous, else through a copy
+    /// of the result, which it allocates.
     ///
     /// The sums within a group are exact. Multiplied by the scale of the group, they are added in f32
     /// from the first group to the last, two roundings each, and the total is multiplied by the scale
@@ -46,7 +47,7 @@ impl PackedMatrix {
             let what = format!("{}, as that of the matrix", self.group);
             return Err(Error::option("group", what, x.group()));
         }
-        let path = Path::new(tiling.isa.map_or_else(Isa::active, Ok)?)?;
+        let path = Path::new(Isa::resolve(tiling.isa)?)?;
         if y.is_empty() || self.columns == 0 {
             y.fill(0.0);
             return Ok(());

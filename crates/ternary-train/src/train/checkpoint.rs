@@ -1,16 +1,16 @@
 //! Checkpoints: one file with everything that a training needs to go on with the same bits.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, serialize_to_file};
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 
 use super::trainer::State;
 use super::{TrainOptions, Trainer};
+use crate::formats::{beside, put};
 use crate::{Config, Error};
 
 /// Version of the format.
@@ -62,15 +62,14 @@ pub fn save_checkpoint(path: &Path, trainer: &Trainer, note: &str) -> Result<(),
         ("training".to_owned(), header),
         ("crc32".to_owned(), format!("{:08x}", sum.finalize())),
     ]);
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    let file = NamedTempFile::new_in(folder).map_err(Error::io(path))?;
+    let file = beside(path)?;
     serialize_to_file(views, Some(metadata), file.path()).map_err(|error| other(path, error))?;
-    File::open(file.path()).and_then(|file| file.sync_all()).map_err(Error::io(path))?;
-    file.persist(path).map_err(|error| Error::Io { path: path.to_owned(), source: error.error })?;
-    // The new name is on the disk when its folder is; not every system can do that.
-    let _ = File::open(folder).and_then(|folder| folder.sync_all());
-    Ok(())
+    // That put a file of its own there, for its owner alone.
+    let permissions = file.as_file().metadata().map(|empty| empty.permissions());
+    permissions
+        .and_then(|permissions| fs::set_permissions(file.path(), permissions))
+        .map_err(Error::io(path))?;
+    put(file, path)
 }
 
 /// Reads a checkpoint; the training goes on with the bits it would have had. Returns the note as

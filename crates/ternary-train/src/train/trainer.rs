@@ -194,7 +194,8 @@ impl Trainer {
     /// accumulation; both are `[sequences, length]`, and targets that are [`IGNORE`] do not count.
     ///
     /// # Errors
-    /// [`Error::Op`] for a token that the vocabulary does not have; [`Error::Diverged`] if the loss
+    /// [`Error::Op`] for a token that the vocabulary does not have; [`Error::Option`] if no target counts;
+    /// [`Error::Diverged`] if the loss
     /// or the gradients are not finite, or the loss stays far above that of guessing. The weights
     /// are those before the step then. Also if the update makes weights that have no ternary form: the
     /// training is over then, and [`save_checkpoint`](crate::save_checkpoint) refuses it.
@@ -216,6 +217,9 @@ impl Trainer {
             let gradients = &mut self.gradients;
             let part = self.model.loss_and_gradients(weights, tokens, targets, scale, gradients)?;
             loss = loss.and(part);
+        }
+        if loss.tokens == 0 {
+            return Err(Error::option("targets", "a token that counts", "none"));
         }
         self.update(loss, ternary.then_some(counts))
     }
