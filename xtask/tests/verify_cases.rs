@@ -46,11 +46,23 @@ impl Case {
         case.integers("in.len", &[1], &[1])
     }
 
+    /// No tensors yet.
+    fn of(kernel: &str, params: &str) -> Self {
+        let case = Self { tensors: Vec::new(), ..Self::correct() };
+        case.with("kernel", kernel).with("params", params)
+    }
+
+    /// Two tokens that are equally likely.
+    fn of_beams(params: &str) -> Self {
+        Self::of("beam", params)
+            .floats("in.bigram", &[2, 2], &[0.0; 4])
+            .integers("in.prompts", &[1, 1], &[0])
+            .integers("out.sequences", &[1, 1, 2], &[0, 0])
+    }
+
     /// The largest of as many zeros as `vocabulary`.
     fn of_top_k(vocabulary: usize, params: &str) -> Self {
-        let case = Self { tensors: Vec::new(), ..Self::correct() };
-        case.with("kernel", "softmax-topk")
-            .with("params", params)
+        Self::of("softmax-topk", params)
             .floats("in.logits", &[1, vocabulary], &vec![0.0; vocabulary])
             .integers("out.indices", &[1, 1], &[0])
     }
@@ -185,9 +197,7 @@ fn an_lse_may_be_rounded_to_the_type_of_the_inputs() {
         values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect()
     };
     // ln 3 is 1.09861.., and 1.09863.. as an f16.
-    let case = Case { tensors: Vec::new(), ..Case::correct() }
-        .with("kernel", "softmax-topk")
-        .with("params", r#"{"k": 1}"#)
+    let case = Case::of("softmax-topk", r#"{"k": 1}"#)
         .with("atol", "0")
         .with("rtol", "0")
         .tensor("in.logits", Dtype::F16, &[1, 3], half(&[0.0; 3]))
@@ -342,9 +352,7 @@ fn a_model_beside_a_case_is_not_a_case() {
 #[test]
 fn a_row_of_merged_siblings_is_named_as_the_file_has_it() {
     let nan = f32::NAN;
-    let case = Case { tensors: Vec::new(), ..Case::correct() }
-        .with("kernel", "dflash")
-        .with("params", "{}")
+    let case = Case::of("dflash", "{}")
         .integers("in.tree_tokens", &[3], &[0, 0, 1])
         .integers("in.tree_parents", &[3], &[-1, -1, 0])
         .floats("in.logits", &[4, 2], &[2.0, 1.0, 1.0, 2.0, 1.0, 2.0, nan, 1.0])
@@ -356,27 +364,14 @@ fn a_row_of_merged_siblings_is_named_as_the_file_has_it() {
 #[test]
 fn results_that_do_not_fit_into_memory_are_an_error() {
     for beams in ["1000000000000", "4611686018427387904"] {
-        let case = Case { tensors: Vec::new(), ..Case::correct() }
-            .with("kernel", "beam")
-            .with("params", &format!(r#"{{"num_beams": {beams}, "max_new_tokens": 2}}"#))
-            .floats("in.bigram", &[2, 2], &[0.0; 4])
-            .integers("in.prompts", &[1, 1], &[0])
-            .integers("out.sequences", &[1, 1, 2], &[0, 0]);
+        let case = Case::of_beams(&format!(r#"{{"num_beams": {beams}, "max_new_tokens": 2}}"#));
         expect_error(&case, "there is no memory for `sequences`");
     }
 }
 
 #[test]
 fn a_parameter_of_the_wrong_kind_is_told_what_it_may_be() {
-    let case = |params: &str| {
-        Case { tensors: Vec::new(), ..Case::correct() }
-            .with("kernel", "beam")
-            .with("params", params)
-            .floats("in.bigram", &[2, 2], &[0.0; 4])
-            .integers("in.prompts", &[1, 1], &[0])
-            .integers("out.sequences", &[1, 1, 2], &[0, 0])
-    };
-    expect_error(&case(r#"{"eos": -1}"#), "`eos` must be a token or a list of tokens");
+    expect_error(&Case::of_beams(r#"{"eos": -1}"#), "`eos` must be a token or a list of tokens");
     let word = r#"{"rule": "transformers", "early_stopping": "always"}"#;
-    expect_error(&case(word), r#"`early_stopping` must be true, false or "never""#);
+    expect_error(&Case::of_beams(word), r#"`early_stopping` must be true, false or "never""#);
 }

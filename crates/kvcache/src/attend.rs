@@ -9,7 +9,7 @@ use tensor_utils::{
 };
 
 use crate::cache::Cache;
-use crate::error::invalid;
+use crate::error::{expected_heads, invalid};
 use crate::kernel::factors::PADDING;
 use crate::kernel::task::{self, Context};
 use crate::options::NO_PAGE;
@@ -78,10 +78,7 @@ impl Cache {
         workspace: &mut Workspace,
     ) -> Result<(), Error> {
         let scale = self.check_attend(&o, &lse, layer, &q, batch, options)?;
-        let isa = match options.isa {
-            Some(isa) => isa,
-            None => Isa::active()?,
-        };
+        let isa = Isa::resolve(options.isa)?;
         let group = q.dim().1 / self.config.key_heads;
         let windows = [options.window, self.config.window];
         workspace.prepare();
@@ -114,13 +111,7 @@ impl Cache {
         self.check_layer(layer)?;
         let (total, heads, head_size) = q.dim();
         let config = &self.config;
-        if !heads.is_multiple_of(config.key_heads) {
-            return Err(Error::HeadsNotDivisible {
-                query_heads: heads,
-                key_heads: config.key_heads,
-            });
-        }
-        let expected_heads = heads.max(1).next_multiple_of(config.key_heads);
+        let expected_heads = expected_heads(heads, config.key_heads)?;
         let queries = batch.iter().map(Queries::len).fold(0, usize::saturating_add);
         if heads != expected_heads || head_size != config.head_size || total != queries {
             let expected = vec![queries, expected_heads, config.head_size];

@@ -142,3 +142,11 @@ pub(crate) fn invalid(
 ) -> Error {
     Error::Option { option, expected: expected.to_string(), got: format!("{got:?}") }
 }
+
+/// The query heads, or as many as there may be at least where there are none.
+pub(crate) fn expected_heads(query_heads: usize, key_heads: usize) -> Result<usize, Error> {
+    if !query_heads.is_multiple_of(key_heads) {
+        return Err(Error::HeadsNotDivisible { query_heads, key_heads });
+    }
+    Ok(query_heads.max(key_heads))
+}

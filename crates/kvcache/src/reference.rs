@@ -3,7 +3,7 @@
 use ndarray::{Array2, Array3, ArrayView3};
 use tensor_utils::{Element, check_not_empty, check_shape, try_array};
 
-use crate::error::invalid;
+use crate::error::{expected_heads, invalid};
 use crate::{Error, Options, Rows, Window};
 
 /// What the queries of one sequence should give: `o` `[N, H, E]` and `lse` `[N, H]`.
@@ -27,10 +27,7 @@ pub fn attend_reference<Q: Element, T: Element>(
     check_shape("k", k.shape(), &[len, key_heads, head_size])?;
     check_not_empty("k", k.shape(), 1, "heads")?;
     check_not_empty("k", k.shape(), 2, "head size")?;
-    if !heads.is_multiple_of(key_heads) {
-        return Err(Error::HeadsNotDivisible { query_heads: heads, key_heads });
-    }
-    let expected_heads = heads.max(1).next_multiple_of(key_heads);
+    let expected_heads = expected_heads(heads, key_heads)?;
     check_shape("q", q.shape(), &[rows.len(), expected_heads, head_size])?;
     if n > len {
         let expected = format!("at most {len} queries, the rows of `k`");

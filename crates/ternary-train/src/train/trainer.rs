@@ -195,9 +195,8 @@ impl Trainer {
     ///
     /// # Errors
     /// [`Error::Op`] for a token that the vocabulary does not have; [`Error::Option`] if no target counts;
-    /// [`Error::Diverged`] if the loss
-    /// or the gradients are not finite, or the loss stays far above that of guessing. The weights
-    /// are those before the step then. Also if the update makes weights that have no ternary form: the
+    /// [`Error::Diverged`] if the loss or the gradients are not finite, or the loss stays far above that of
+    /// guessing. The weights are those before the step then. Also if the update makes weights that have no ternary form: the
     /// training is over then, and [`save_checkpoint`](crate::save_checkpoint) refuses it.
     pub fn step_on(
         &mut self,
