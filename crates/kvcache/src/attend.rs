@@ -2,15 +2,14 @@
 
 use ndarray::{Array2, Array3, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis};
 use tensor_utils::simd::Simd;
-use tensor_utils::tile::pack::{narrow_row, widen_row};
+use tensor_utils::tile::pack::narrow_row;
 use tensor_utils::{
-    Aligned, Element, Isa, IsaError, Kernel, ShapeError, check_shape, dispatch, for_each_chunk,
-    try_array,
+    Element, Isa, IsaError, Kernel, ShapeError, check_shape, dispatch, for_each_chunk, try_array,
 };
 
 use crate::cache::Cache;
 use crate::error::{expected_heads, invalid};
-use crate::kernel::factors::PADDING;
+use crate::kernel::queries::Arithmetic;
 use crate::kernel::task::{self, Context};
 use crate::options::NO_PAGE;
 use crate::plan::{Plan, Task};
@@ -40,6 +39,9 @@ impl Cache {
     /// for any page size. With quantised storage that is so for queries of the rows of the last append; those
     /// before may see quantised what they saw in full precision then ([`Config::residual`]), as do queries
     /// near the end of a prefix from [`match_prefix`](Self::match_prefix).
+    ///
+    /// Sums are in `f32`. With [`Isa::Avx512Bf16`] the scores of bf16 queries and bf16 keys come from products of
+    /// pairs, in which numbers below the smallest normal one are 0.
     ///
     /// [`Config::residual`]: crate::Config::residual
     ///
@@ -84,14 +86,15 @@ impl Cache {
         workspace.prepare();
         let Workspace { plan, queries, .. } = workspace;
         plan.list(self, layer, batch);
-        let depth = self.config.head_size.next_multiple_of(PADDING);
-        pack(&q, plan, group, depth, scale, queries);
+        let arithmetic = Arithmetic::of::<T>(isa, self.config.keys, scale);
+        arithmetic.pack(&q, plan, group, queries);
         let mut start = 0;
         while start < workspace.plan.units.len() {
             let wave = workspace.plan.wave(start, self, group);
             workspace.plan.divide(self, group, wave.clone(), windows);
             let softcap = options.softcap.map(|cap| cap as f32);
-            run_wave(isa, Wave { cache: self, layer, group, softcap, windows, workspace })?;
+            let cache = self;
+            run_wave(isa, Wave { cache, layer, group, arithmetic, softcap, windows, workspace })?;
             write(&mut o, &mut lse, self, group, wave.clone(), workspace);
             start = wave.end;
         }
@@ -165,31 +168,6 @@ impl Cache {
     }
 }
 
-/// Queries in the order of the plan, times the scale, padded with zeros.
-fn pack<T: Element<Acc = f32>>(
-    q: &ArrayView3<'_, T>,
-    plan: &Plan,
-    group: usize,
-    depth: usize,
-    scale: f32,
-    to: &mut Aligned<f32>,
-) {
-    let (_, heads, head_size) = q.dim();
-    to.grow(heads * plan.units.len() * depth);
-    for head in 0..heads / group {
-        for (index, unit) in plan.units.iter().enumerate() {
-            let q = q.index_axis(Axis(0), unit.row);
-            for h in 0..group {
-                let row = (head * plan.units.len() + index) * group + h;
-                let (to, padding) = to[row * depth..(row + 1) * depth].split_at_mut(head_size);
-                widen_row(q.row(head * group + h), to);
-                to.iter_mut().for_each(|x| *x *= scale);
-                padding.fill(0.0);
-            }
-        }
-    }
-}
-
 /// Not generic, so that the kernels are compiled in this crate and not in those that use it.
 fn run_wave(isa: Isa, wave: Wave<'_>) -> Result<(), IsaError> {
     dispatch(isa, wave)
@@ -200,6 +178,7 @@ struct Wave<'a> {
     cache: &'a Cache,
     layer: usize,
     group: usize,
+    arithmetic: Arithmetic,
     softcap: Option<f32>,
     windows: [Option<Window>; 2],
     workspace: &'a mut Workspace,
@@ -209,7 +188,7 @@ impl Kernel for Wave<'_> {
     type Output = ();
 
     fn run<S: Simd>(self, simd: S) {
-        let Self { cache, layer, group, softcap, windows, workspace } = self;
+        let Self { cache, layer, group, arithmetic, softcap, windows, workspace } = self;
         let mut partials = std::mem::take(&mut workspace.partials);
         let mut merged = std::mem::take(&mut workspace.merged);
         let plan = &workspace.plan;
@@ -223,6 +202,7 @@ impl Kernel for Wave<'_> {
             entries: &plan.entries,
             units: &plan.units,
             parents: &plan.parents,
+            arithmetic,
             queries: &workspace.queries,
         };
         let out = &mut partials[..plan.floats];

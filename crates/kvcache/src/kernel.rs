@@ -4,8 +4,11 @@ mod ahead;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 mod bytes;
 mod codes;
-pub(crate) mod factors;
+mod factors;
 mod floats;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
+pub(crate) mod queries;
 mod softmax;
 pub(crate) mod task;
 mod tile;

@@ -9,6 +9,7 @@ use kvcache::{
     Attention, Cache, Config, Error, Layout, Options, PageTables, Queries, SeqId, Storage, Window,
 };
 use ndarray::{Array3, Array4, ArrayView3, Axis, concatenate, s};
+use tensor_utils::bf16;
 use tensor_utils::testing::{Seeded, in_pool, isas};
 
 /// Two chunks of 1024 positions and a part of a block.
@@ -57,13 +58,20 @@ fn whole(config: &Config, rows: &Rows) -> (Cache, SeqId) {
     (cache, seq)
 }
 
+/// Attention of the queries as they are, and of the same in bf16, which has a product of its own: the outputs
+/// side by side.
 fn attend(
     cache: &Cache,
     q: ArrayView3<'_, f32>,
     batch: &[Queries<'_>],
     options: &Options,
 ) -> Attention<f32> {
-    cache.attend(0, q, batch, options).unwrap()
+    let own = cache.attend(0, q, batch, options).unwrap();
+    let rounded = cache.attend(0, q.mapv(bf16::from_f32).view(), batch, options).unwrap();
+    Attention {
+        o: concatenate![Axis(2), own.o, rounded.o.mapv(bf16::to_f32)],
+        lse: concatenate![Axis(1), own.lse, rounded.lse],
+    }
 }
 
 fn assert_same_bits(got: &Attention<f32>, want: &Attention<f32>, what: &str) {

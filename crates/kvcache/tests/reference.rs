@@ -10,6 +10,7 @@ use kvcache::{
 };
 use ndarray::{Array3, Axis, concatenate};
 use tensor_utils::testing::{Seeded, isas};
+use tensor_utils::{Element, bf16, f16};
 
 /// A sequence of `len` random rows.
 fn filled(config: &Config, len: usize, seeded: &mut Seeded) -> (Cache, SeqId) {
@@ -23,7 +24,8 @@ fn filled(config: &Config, len: usize, seeded: &mut Seeded) -> (Cache, SeqId) {
     (cache, seq)
 }
 
-/// Compares one call with the oracle on what the cache holds, on every instruction set.
+/// Compares calls with the oracle on what the cache holds, for each type of queries and on every
+/// instruction set.
 fn check(
     cache: &Cache,
     seq: SeqId,
@@ -35,8 +37,20 @@ fn check(
     let config = cache.config();
     let queries = Queries { seq, rows };
     let q: Array3<f32> = seeded.normal((queries.len(), group * config.key_heads, config.head_size));
-    let len = cache.len(seq).unwrap();
-    let (k, v) = cache.read(0, seq, 0, len).unwrap();
+    check_queries(cache, &q, queries, options);
+    check_queries(cache, &q.mapv(bf16::from_f32), queries, options);
+    check_queries(cache, &q.mapv(f16::from_f32), queries, options);
+}
+
+fn check_queries<T: Element<Acc = f32>>(
+    cache: &Cache,
+    q: &Array3<T>,
+    queries: Queries<'_>,
+    options: &Options,
+) {
+    let Queries { seq, rows } = queries;
+    let config = cache.config();
+    let (k, v) = cache.read(0, seq, 0, cache.len(seq).unwrap()).unwrap();
     let (o, lse) =
         attend_reference(q.view(), k.view(), v.view(), rows, options, config.window).unwrap();
     for isa in isas() {

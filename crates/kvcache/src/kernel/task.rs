@@ -10,7 +10,8 @@ use tensor_utils::Aligned;
 use tensor_utils::simd::{Simd, SimdBase};
 
 use super::ahead::{AHEAD, Ahead};
-use super::factors::{Factors, PADDING};
+use super::factors::Factors;
+use super::queries::{Arithmetic, depth};
 use super::softmax::{cap_scores, rescale, weigh};
 use super::tile::lanes;
 use crate::cache::Cache;
@@ -40,7 +41,8 @@ pub(crate) struct Context<'a> {
     pub(crate) units: &'a [Unit],
     /// Parents of the trees, one tree after the other.
     pub(crate) parents: &'a [i64],
-    /// Queries times the scale, `[key head][unit][head of the group][D rounded up to PADDING]`.
+    pub(crate) arithmetic: Arithmetic,
+    /// As [`Arithmetic::pack`] has copied them.
     pub(crate) queries: &'a [f32],
 }
 
@@ -123,7 +125,7 @@ pub(crate) fn run<S: Simd>(
     scratch.seen.resize(units, Seen::default());
     scratch.l[..rows * 16].fill(0.0);
 
-    let depth = cx.cache.config.head_size.next_multiple_of(PADDING);
+    let depth = depth(cx.cache.config.head_size);
     let first = (task.head * cx.units.len() + task.units.start) * cx.group;
     let queries = &cx.queries[first * depth..][..rows * depth];
     let mut state = State { simd, cx, task, next, queries, depth, e, rows, scratch, o, m };
@@ -299,7 +301,8 @@ impl<'c, S: Simd> State<'_, 'c, S> {
         let Scratch { ahead, fragments, .. } = &mut *self.scratch;
         let head = self.task.head;
         let keys: usize = fragments.iter().map(|fragment| fragment.len).sum();
-        ahead.restart(self.rows * keys * (cache.keys.columns + cache.values.columns));
+        let work = self.cx.arithmetic.work(cache.keys.columns) + cache.values.columns;
+        ahead.restart(self.rows * keys * work);
         let unit = &units[self.task.units.start];
         let sequence = &cache.slots[entries[unit.entry].slot].sequence;
         let record = |form: Form, index, head, sequence: &Sequence, position| {

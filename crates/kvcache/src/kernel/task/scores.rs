@@ -4,11 +4,15 @@ use std::ops::Range;
 
 use tensor_utils::simd::Simd;
 
-use super::{Fragment, State};
+use super::{Fragment, Scratch, State};
 use crate::Storage;
+use crate::kernel::ahead::Ahead;
 use crate::kernel::codes::{Codes, code_product};
 use crate::kernel::factors::Groups;
 use crate::kernel::floats::{Bf16, F16, F32, Numbers, product};
+#[cfg(target_arch = "x86_64")]
+use crate::kernel::pairs::{self, PairRows};
+use crate::kernel::queries::Arithmetic;
 use crate::kernel::tile::{Mode, Panel, Results};
 use crate::store::{Form, Slab};
 
@@ -19,7 +23,15 @@ impl<S: Simd> State<'_, '_, S> {
         let form = cache.keys;
         match (&cache.layers[self.cx.layer].keys, form.storage) {
             (Slab::F32(words), _) => self.score_floats::<F32>(words, scores, stride),
-            (Slab::Words(words), Storage::Bf16) => self.score_floats::<Bf16>(words, scores, stride),
+            (Slab::Words(words), Storage::Bf16) => match self.cx.arithmetic {
+                Arithmetic::F32 { .. } => self.score_floats::<Bf16>(words, scores, stride),
+                #[cfg(target_arch = "x86_64")]
+                Arithmetic::Bf16Pairs { dot, scale } => {
+                    let rows = bytemuck::cast_slice(self.queries);
+                    let queries = PairRows { dot, scale, rows, stride: self.depth };
+                    self.score_pairs(queries, words, scores, stride);
+                }
+            },
             (Slab::Words(words), Storage::F16) => self.score_floats::<F16>(words, scores, stride),
             (Slab::Words(words), storage) => {
                 for f in 0..self.scratch.fragments.len() {
@@ -72,16 +84,35 @@ impl<S: Simd> State<'_, '_, S> {
         stride: usize,
     ) {
         let rows = units.start * self.cx.group..units.end * self.cx.group;
-        let queries = &self.queries[rows.start * self.depth..];
-        // What a vector reads and writes behind the last lane of a panel, the next one writes again.
-        for panel in form.panels(fragment.row..fragment.row + fragment.len) {
-            let work = rows.len() * panel.lanes.len() * form.columns;
-            let x = Panel::new::<S>(record, &panel, self.scratch.ahead.share(work));
-            let key = fragment.key + panel.lanes.start - fragment.row;
-            let numbers = &mut scores[rows.start * stride + key..];
-            let (range, mode) = ((0, form.columns), Mode::Replace);
-            let mut to = Results { numbers, stride };
-            product::<S, N>(self.simd, x, range, queries, self.depth, rows.len(), mode, &mut to);
+        let Self { simd, queries, depth, .. } = *self;
+        let (queries, range) = (&queries[rows.start * depth..], (0, form.columns));
+        let work = rows.len() * form.columns;
+        let to = &mut Results { numbers: &mut scores[rows.start * stride..], stride };
+        let ahead = &mut self.scratch.ahead;
+        for_each_panel::<S, _>(form, record, fragment, work, ahead, to, |x, to| {
+            product::<S, N>(simd, x, range, queries, depth, rows.len(), Mode::Replace, to);
+        });
+    }
+
+    /// Scores of all rows in bf16 and keys in bf16.
+    #[cfg(target_arch = "x86_64")]
+    fn score_pairs(
+        &mut self,
+        queries: PairRows<'_>,
+        words: &[u16],
+        scores: &mut [f32],
+        stride: usize,
+    ) {
+        let (form, rows) = (self.cx.cache.keys, self.rows);
+        let pairs = form.columns.div_ceil(2);
+        let work = rows * self.cx.arithmetic.work(form.columns);
+        let Scratch { fragments, ahead, .. } = &mut *self.scratch;
+        for fragment in fragments.iter() {
+            let record = &words[Slab::start(form, fragment.page, self.task.head)..];
+            let to = &mut Results { numbers: scores, stride };
+            for_each_panel::<S, _>(form, record, fragment, work, ahead, to, |x, to| {
+                pairs::product(queries, x, (rows, pairs), to);
+            });
         }
     }
 
@@ -102,16 +133,34 @@ impl<S: Simd> State<'_, '_, S> {
         let [scales, minima] = form.affine(numbers, 0..form.groups);
         let groups = Groups { scales, minima, lead: 0, fields, terms: form.columns };
         let shape = (rows.len(), self.depth, self.depth);
-        self.scratch.factors.make(self.simd, groups, queries, shape);
+        let Scratch { factors, ahead, .. } = &mut *self.scratch;
+        factors.make(self.simd, groups, queries, shape);
         let blocks = form.columns.div_ceil(2 * fields);
         let words = &numbers[form.head()..];
-        for panel in form.panels(fragment.row..fragment.row + fragment.len) {
-            let work = rows.len() * panel.lanes.len() * form.columns;
-            let x = Panel::new::<S>(words, &panel, self.scratch.ahead.share(work));
-            let codes = Codes { x, fields, first: 0, blocks, factors: &self.scratch.factors };
-            let key = fragment.key + panel.lanes.start - fragment.row;
-            let numbers = &mut scores[rows.start * stride + key..];
-            code_product(self.simd, &codes, Mode::Replace, &mut Results { numbers, stride });
-        }
+        let work = rows.len() * form.columns;
+        let to = &mut Results { numbers: &mut scores[rows.start * stride..], stride };
+        for_each_panel::<S, _>(form, words, fragment, work, ahead, to, |x, to| {
+            let codes = Codes { x, fields, first: 0, blocks, factors };
+            code_product(self.simd, &codes, Mode::Replace, to);
+        });
+    }
+}
+
+/// Calls `product` with each panel of a fragment's keys, whose numbers `words` begins with, and their columns of
+/// the scores `to`. A key takes `work`.
+fn for_each_panel<S: Simd, W>(
+    form: Form,
+    words: &[W],
+    fragment: &Fragment,
+    work: usize,
+    ahead: &mut Ahead,
+    to: &mut Results<'_>,
+    mut product: impl FnMut(Panel<'_, W>, &mut Results<'_>),
+) {
+    // What a vector reads and writes behind the last lane of a panel, the next one writes again.
+    for panel in form.panels(fragment.row..fragment.row + fragment.len) {
+        let x = Panel::new::<S>(words, &panel, ahead.share(work * panel.lanes.len()));
+        let key = fragment.key + panel.lanes.start - fragment.row;
+        product(x, &mut Results { numbers: &mut to.numbers[key..], stride: to.stride });
     }
 }
