@@ -6,6 +6,7 @@ mod common;
 
 use attn_flash::{Options, attention};
 use attn_flash_bwd::{Gradients, Strategy, Tiling};
+use common::ways::{combine, options};
 use common::{Broadcast, Call, Features, Sizes, UserMask};
 use ndarray::{Array1, Array3, Array4, ArrayView4};
 use tensor_utils::testing::{GradCheck, GradError, Seeded, isas};
@@ -88,19 +89,19 @@ fn check_small(features: &Features, seed: u64) {
 
 #[test]
 fn each_option() {
-    for (seed, features) in common::options().iter().enumerate() {
+    for (seed, features) in options().iter().enumerate() {
         check_small(features, seed as u64);
     }
 }
 
 #[test]
 fn many_options_at_once() {
-    let options = common::options();
+    let options = options();
     for seed in 0..20 {
         let mut all = Features::default();
         for features in options.iter().skip(seed % 5).step_by(2 + seed / 5) {
             let features = Features { query_offset: None, ..features.clone() };
-            all = common::combine(&all, &features);
+            all = combine(&all, &features);
         }
         check_small(&all, seed as u64);
     }

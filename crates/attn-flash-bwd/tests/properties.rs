@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "common/planting.rs"]
+#[macro_use]
+mod planting;
 #[path = "common/strategies.rs"]
 mod strategies;
 
@@ -12,6 +15,7 @@ use common::{
     Broadcast, ByName, Call, Features, Setting, Sizes, UserMask, check_gradients, check_same,
 };
 use ndarray::{Array3, Array4, ArrayD, Axis};
+use planting::{Seen, row_mut, source_index};
 use proptest::prelude::*;
 use proptest::sample::select;
 use rand::RngExt;
@@ -25,18 +29,6 @@ fn tilings() -> impl Strategy<Value = Tiling> {
     let strategy = select(&[Delta::SavedOutput, Delta::TwoPass][..]);
     (blocks, strategy, select(isas()))
         .prop_map(|(blocks, strategy, isa)| common::tiling(blocks, strategy, isa))
-}
-
-/// Calls a generic function with one of the element types.
-macro_rules! with_type {
-    ($index:expr, $function:ident($($argument:expr),*)) => {
-        match $index {
-            0 => $function::<f64>($($argument),*),
-            1 => $function::<bf16>($($argument),*),
-            2 => $function::<f16>($($argument),*),
-            _ => $function::<f32>($($argument),*),
-        }
-    };
 }
 
 proptest! {
@@ -122,43 +114,6 @@ where
 {
     let call = Call::<T>::new(sizes, features, seed);
     check_gradients::<T>(&call.run(tiling), &call.reference()).map_err(fail)
-}
-
-/// Who sees and who is seen.
-struct Seen {
-    /// `[B, H, N]`.
-    queries: Array3<bool>,
-    /// `[B, G, M]`.
-    keys: Array3<bool>,
-}
-
-impl Seen {
-    /// Through the pairs for which `counts` holds.
-    fn new(sizes: Sizes, visible: &Array4<bool>, counts: impl Fn([usize; 4]) -> bool) -> Self {
-        let Sizes { batch, key_heads, n, m, .. } = sizes;
-        let mut seen = Self {
-            queries: Array3::from_elem((batch, sizes.heads(), n), false),
-            keys: Array3::from_elem((batch, key_heads, m), false),
-        };
-        for ((b, h, i, j), &visible) in visible.indexed_iter() {
-            if visible && counts([b, h, i, j]) {
-                seen.queries[[b, h, i]] = true;
-                seen.keys[[b, h / sizes.group, j]] = true;
-            }
-        }
-        seen
-    }
-}
-
-fn row_mut<T>(x: &mut Array4<T>, (a, b, c): (usize, usize, usize)) -> impl Iterator<Item = &mut T> {
-    let row = x.index_axis_mut(Axis(0), a).index_axis_move(Axis(0), b).index_axis_move(Axis(0), c);
-    row.into_iter()
-}
-
-/// The index of the element that stands for a pair in an array of a shape that broadcasts.
-fn source_index(shape: &[usize], pair: [usize; 4]) -> Vec<usize> {
-    let pair = &pair[4 - shape.len()..];
-    pair.iter().zip(shape).map(|(&at, &length)| if length == 1 { 0 } else { at }).collect()
 }
 
 fn ignores_invisible<T>(

@@ -10,8 +10,9 @@ use attn_flash_bwd::{
     attention_backward, attention_backward_into, attention_backward_reference,
     attention_varlen_backward, attention_varlen_backward_into, attention_varlen_backward_reference,
 };
+use common::ways::{FEW_SIZES, HEAD_SIZES, combine, options};
 use common::{
-    Broadcast, ByName, Call, Features, Output, Setting, Sizes, check_gradients, check_same, combine,
+    Broadcast, ByName, Call, Features, Output, Setting, Sizes, check_gradients, check_same,
 };
 use ndarray::{Array1, Array3, Array4, ArrayView4, Axis, Slice};
 use tensor_utils::testing::{
@@ -47,7 +48,6 @@ fn check_some_type(sizes: Sizes, features: &Features, seed: u64) {
 
 /// Around the heights and widths of register tiles and the default and the small blocks.
 const LENGTHS: [usize; 15] = [0, 1, 2, 11, 12, 13, 31, 32, 33, 95, 96, 97, 255, 256, 257];
-const HEAD_SIZES: [usize; 10] = [1, 3, 16, 40, 59, 64, 80, 111, 128, 257];
 
 #[test]
 fn lengths_at_block_edges() {
@@ -106,17 +106,9 @@ fn heads_share_keys() {
     check::<f32>(Sizes { key_heads: 0, group: 2, ..none }, &Features::default(), 0);
 }
 
-const FEW_SIZES: [Sizes; 5] = [
-    Sizes { batch: 2, key_heads: 2, group: 2, n: 13, m: 37, d: 16, e: 8 },
-    Sizes { batch: 1, key_heads: 1, group: 3, n: 45, m: 33, d: 7, e: 20 },
-    Sizes { batch: 3, key_heads: 1, group: 1, n: 1, m: 97, d: 40, e: 40 },
-    Sizes { batch: 1, key_heads: 1, group: 1, n: 70, m: 129, d: 24, e: 17 },
-    Sizes { batch: 1, key_heads: 1, group: 2, n: 40, m: 270, d: 16, e: 16 },
-];
-
 #[test]
 fn each_option_alone() {
-    for (seed, features) in common::options().iter().enumerate() {
+    for (seed, features) in options().iter().enumerate() {
         for (i, sizes) in FEW_SIZES.into_iter().enumerate() {
             check_some_type(sizes, features, (10 * seed + i) as u64);
         }
@@ -125,7 +117,7 @@ fn each_option_alone() {
 
 #[test]
 fn options_in_pairs() {
-    let options = common::options();
+    let options = options();
     for (i, a) in options.iter().enumerate() {
         for (j, b) in options[..i].iter().enumerate() {
             let sizes = FEW_SIZES[(i + j) % FEW_SIZES.len()];
@@ -136,7 +128,7 @@ fn options_in_pairs() {
 
 #[test]
 fn many_options_at_once() {
-    let options = common::options();
+    let options = options();
     for seed in 0..40 {
         let mut all = Features::default();
         for features in options.iter().skip(seed % 5).step_by(1 + seed / 5) {
@@ -206,7 +198,7 @@ fn wanted_gradients_alone() {
 /// A gradient of 0 that comes in through the lse is none.
 #[test]
 fn zero_gradient_of_the_lse() {
-    for (seed, features) in common::options().iter().enumerate() {
+    for (seed, features) in options().iter().enumerate() {
         let mut call = Call::<f32>::new(FEW_SIZES[0], features, 2 * seed as u64);
         assert!(call.d_lse.is_none());
         for tiling in common::tilings() {
@@ -447,7 +439,7 @@ where
 fn packed_batches() {
     let mixed = [(3, 5), (0, 7), (40, 33), (1, 100), (4, 0), (0, 0), (33, 64)];
     let same_n = [(6, 6), (6, 30), (6, 71)];
-    for (seed, features) in common::options().iter().enumerate() {
+    for (seed, features) in options().iter().enumerate() {
         let seed = seed as u64;
         let lengths = if features.tree { &same_n[..] } else { &mixed[..] };
         check_packed::<f32>(lengths, features, seed);

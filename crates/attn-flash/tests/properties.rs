@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "common/planting.rs"]
+#[macro_use]
+mod planting;
 #[path = "common/strategies.rs"]
 mod strategies;
 
@@ -11,6 +14,7 @@ use std::ops::Range;
 use attn_flash::{Attention, Options, Tiling, Window, attention_reference, merge_states};
 use common::{Broadcast, Features, Inputs, Setting, Sizes, attention_tiled};
 use ndarray::{Array3, Array4, ArrayD, ArrayView4, Axis, Slice};
+use planting::{Seen, row_mut, source_index};
 use proptest::collection::vec;
 use proptest::option::weighted;
 use proptest::prelude::*;
@@ -95,18 +99,6 @@ fn check_same<T: Element>(got: &Attention<T>, want: &Attention<T>) -> Result<(),
     let fail = |error| TestCaseError::fail(format!("{error}"));
     check_same_bits(&got.o, &want.o).map_err(fail)?;
     check_same_bits(&got.lse, &want.lse).map_err(fail)
-}
-
-/// Calls a generic function with one of the element types.
-macro_rules! with_type {
-    ($index:expr, $function:ident($($argument:expr),*)) => {
-        match $index {
-            0 => $function::<f64>($($argument),*),
-            1 => $function::<bf16>($($argument),*),
-            2 => $function::<f16>($($argument),*),
-            _ => $function::<f32>($($argument),*),
-        }
-    };
 }
 
 proptest! {
@@ -221,39 +213,23 @@ where
         T::from_f64(junk[seeded.rng().random_range(0..junk.len())])
     };
 
-    let mut seen_keys = Array3::from_elem((sizes.batch, sizes.key_heads, sizes.m), false);
-    let mut seeing_queries = Array3::from_elem((sizes.batch, sizes.heads(), sizes.n), false);
-    for ((b, h, i, j), _) in visible.indexed_iter().filter(|(_, visible)| **visible) {
-        seen_keys[[b, call.key_head(h), j]] = true;
-        seeing_queries[[b, h, i]] = true;
-    }
+    let seen = Seen::new(sizes, &visible, |_| true);
     let Inputs { q, k, v } = &mut call.inputs;
-    for (index, _) in seen_keys.indexed_iter().filter(|(_, seen)| !**seen) {
+    for (index, _) in seen.keys.indexed_iter().filter(|(_, seen)| !**seen) {
         row_mut(k, index).for_each(|x| *x = junk());
         row_mut(v, index).for_each(|x| *x = junk());
     }
-    for (index, _) in seeing_queries.indexed_iter().filter(|(_, seeing)| !**seeing) {
+    for (index, _) in seen.queries.indexed_iter().filter(|(_, seeing)| !**seeing) {
         row_mut(q, index).for_each(|x| *x = junk());
     }
     if let Some(bias) = &mut call.setting.bias {
         let mut used = ArrayD::from_elem(bias.shape(), false);
-        for (pair, _) in visible_without_bias.indexed_iter().filter(|(_, visible)| **visible) {
-            used[&source_index(bias.shape(), pair)[..]] = true;
+        for ((b, h, i, j), _) in visible_without_bias.indexed_iter().filter(|(_, seen)| **seen) {
+            used[&source_index(bias.shape(), [b, h, i, j])[..]] = true;
         }
         bias.zip_mut_with(&used, |x, &used| *x = if used { *x } else { junk() });
     }
     check_same(&call.run(tiling), &clean)
-}
-
-fn row_mut<T>(x: &mut Array4<T>, (a, b, c): (usize, usize, usize)) -> impl Iterator<Item = &mut T> {
-    let row = x.index_axis_mut(Axis(0), a).index_axis_move(Axis(0), b).index_axis_move(Axis(0), c);
-    row.into_iter()
-}
-
-/// The index of the element that stands for a pair in an array of a shape that broadcasts.
-fn source_index(shape: &[usize], (b, h, i, j): (usize, usize, usize, usize)) -> Vec<usize> {
-    let pair = &[b, h, i, j][4 - shape.len()..];
-    pair.iter().zip(shape).map(|(&at, &length)| if length == 1 { 0 } else { at }).collect()
 }
 
 fn shows_visible<T>(
@@ -290,11 +266,12 @@ where
             affected[[b, h, i]] = true;
         }
         (1, Some(bias)) => {
-            let planted = source_index(bias.shape(), (b, h, i, j));
+            let planted = source_index(bias.shape(), [b, h, i, j]);
             bias[&planted[..]] = value;
-            for (pair, _) in visible_without_bias.indexed_iter().filter(|(_, visible)| **visible) {
-                if source_index(bias.shape(), pair) == planted {
-                    affected[[pair.0, pair.1, pair.2]] = true;
+            for ((b, h, i, j), _) in visible_without_bias.indexed_iter().filter(|(_, seen)| **seen)
+            {
+                if source_index(bias.shape(), [b, h, i, j]) == planted {
+                    affected[[b, h, i]] = true;
                 }
             }
         }

@@ -1,0 +1,1 @@
+../../../attn-flash/tests/common/planting.rs
