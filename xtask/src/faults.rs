@@ -201,7 +201,10 @@ impl Tests<'_> {
                 let failed = log.lines().find_map(|line| {
                     line.strip_prefix("test ").and_then(|line| line.strip_suffix(" ... FAILED"))
                 });
-                return Ok((Verdict::Caught, failed.unwrap_or("does not end").to_owned()));
+                return Ok((
+                    Verdict::Caught,
+                    failed.unwrap_or("fails as a whole or does not end").to_owned(),
+                ));
             }
         }
         Ok((Verdict::Missed, String::new()))
@@ -234,11 +237,18 @@ impl Tests<'_> {
 struct Program {
     manifest_path: PathBuf,
     executable: PathBuf,
+    profile: Profile,
+}
+
+#[derive(Debug, PartialEq, Deserialize)]
+struct Profile {
+    test: bool,
 }
 
 impl Program {
+    /// `None` for messages about anything else, programs among it that tests start.
     fn parse(message: &str) -> Option<Self> {
-        serde_json::from_str(message).ok()
+        serde_json::from_str(message).ok().filter(|program: &Self| program.profile.test)
     }
 
     /// Runs it where cargo would.
@@ -277,11 +287,12 @@ mod tests {
 
     #[test]
     fn the_programs_that_cargo_has_built_are_run_in_their_package() {
-        let line = r#"{"manifest_path":"/x/Cargo.toml","executable":"/t/golden-1","fresh":true}"#;
+        let line = r#"{"manifest_path":"/x/Cargo.toml","profile":{"opt_level":"3","test":true},"executable":"/t/golden-1","fresh":true}"#;
         let command = Program::parse(line).unwrap().command();
         assert_eq!(command.get_program(), "/t/golden-1");
         assert_eq!(command.get_current_dir(), Some(Path::new("/x")));
         assert_eq!(Program::parse(&line.replace(r#""/t/golden-1""#, "null")), None);
+        assert_eq!(Program::parse(&line.replace(r#""test":true"#, r#""test":false"#)), None);
         assert_eq!(Program::parse(r#"{"reason":"build-finished","success":true}"#), None);
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use bytemuck::Zeroable;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use ndarray::{ArrayViewMut, Dimension};
 
@@ -11,7 +12,7 @@ use crate::{Float, Instances, PerElement};
 ///
 /// The 16-bit types are storage only: kernels widen them to `f32`, compute there, and round the
 /// result once (to nearest, ties to even).
-pub trait Element: Copy + Debug + Default + PartialEq + Send + Sync + 'static {
+pub trait Element: Zeroable + Copy + Debug + Default + PartialEq + Send + Sync + 'static {
     /// The type that kernels compute in: `f64` for `f64`, `f32` for everything else.
     type Acc: Float;
 
