@@ -28,7 +28,10 @@ pub enum Error {
         block: &'static str,
     },
     /// A workspace made for a smaller call.
-    #[error("the workspace has room for {room} {what}, the call needs {needed}")]
+    #[error(
+        "the workspace has room for {room} {what}, the call needs {needed}: make it with the inputs of \
+         the largest call"
+    )]
     WorkspaceTooSmall {
         /// What there is not enough of.
         what: &'static str,

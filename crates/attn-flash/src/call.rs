@@ -89,8 +89,9 @@ impl<'a, T: Element> Call<'a, T> {
         let mask = options.mask.as_ref().map(|mask| broadcast_4d("mask", mask, target));
         if let Some(lengths) = options.key_lengths {
             check_shape("key_lengths", &[lengths.len()], &[batch])?;
-            if let Some(&length) = lengths.iter().find(|&&length| length > keys) {
-                return Err(invalid("key_lengths", format!("at most the {keys} keys"), length));
+            if let Some(entry) = lengths.iter().position(|&length| length > keys) {
+                let expected = format!("at most the {keys} keys of batch entry {entry}");
+                return Err(invalid("key_lengths", expected, lengths[entry]));
             }
         }
         let alibi_slopes = match &options.alibi_slopes {

@@ -32,6 +32,9 @@ pub use error::Error;
 pub use mask::{AncestorMask, Coverage, Mask, NoMask, Pair, Tile};
 pub use options::{Options, Tiling, Window};
 
+// Elements (`bf16` and `f16` are those of the crate `half`), and what options and errors hold.
+pub use tensor_utils::{Element, Float, Isa, IsaError, ShapeError, bf16, f16};
+
 // For this crate's tests.
 #[doc(hidden)]
 pub use attention::attention_observed;

@@ -42,7 +42,13 @@ pub fn merge_states<T: Element>(
     o_b: ArrayView4<'_, T>,
     lse_b: ArrayView3<'_, T::Acc>,
 ) -> Result<Attention<T>, Error> {
-    check_states(o_a.shape(), lse_a.shape(), o_b.shape(), lse_b.shape())?;
+    check_states(
+        ["lse_a", "o_b", "lse_b"],
+        o_a.shape(),
+        lse_a.shape(),
+        o_b.shape(),
+        lse_b.shape(),
+    )?;
     let mut o = try_array("o", o_a.dim())?;
     let mut lse = try_array("lse", lse_a.dim())?;
     o.assign(&o_a);
@@ -61,7 +67,7 @@ pub fn merge_states_into<T: Element>(
     o_b: ArrayView4<'_, T>,
     lse_b: ArrayView3<'_, T::Acc>,
 ) -> Result<(), Error> {
-    check_states(o.shape(), lse.shape(), o_b.shape(), lse_b.shape())?;
+    check_states(["lse", "o_b", "lse_b"], o.shape(), lse.shape(), o_b.shape(), lse_b.shape())?;
     let outputs = Zip::from(o.lanes_mut(Axis(3))).and(o_b.lanes(Axis(3)));
     outputs.and(lse).and(lse_b).for_each(|mut o, o_b, lse, &lse_b| {
         let lse_a = *lse;
@@ -88,14 +94,15 @@ pub fn merge_states_into<T: Element>(
     Ok(())
 }
 
-/// Checks the shapes of two states against that of `o_a`, which has 4 axes.
+/// Checks the shapes of two states against that of `o_a`, which has 4 axes; the others are called `args`.
 fn check_states(
+    args: [&'static str; 3],
     o_a: &[usize],
     lse_a: &[usize],
     o_b: &[usize],
     lse_b: &[usize],
 ) -> Result<(), ShapeError> {
-    check_shape("lse_a", lse_a, &o_a[..3])?;
-    check_shape("o_b", o_b, o_a)?;
-    check_shape("lse_b", lse_b, &o_a[..3])
+    check_shape(args[0], lse_a, &o_a[..3])?;
+    check_shape(args[1], o_b, o_a)?;
+    check_shape(args[2], lse_b, &o_a[..3])
 }

@@ -27,3 +27,6 @@ pub use reference::{beam_search_reference, brute_force};
 pub use error::{Error, ModelError};
 pub use options::{EarlyStopping, Groups, ModelOutput, Options, Rule};
 pub use trie::{Constraint, Follow, Trie};
+
+// Elements (`bf16` and `f16` are those of the crate `half`), and what options and errors hold.
+pub use tensor_utils::{IsaError, ShapeError, bf16, f16};

@@ -24,8 +24,12 @@ pub enum Follow {
 
 /// The sequences that may be generated, for generative retrieval and the like.
 ///
-/// A generated sequence is one of these, then an end token. One that has an end token itself is complete
+/// A generated sequence is one of these, then an end token: so the search needs one ([`Options::eos`]), or complete
+/// sequences that cannot go on are dropped. Where the length ends the search, beginnings of them come out too, not
+/// finished. One that has an end token itself is complete
 /// with the first, whatever follows in it.
+///
+/// [`Options::eos`]: crate::Options::eos
 ///
 /// ```
 /// use beam::{Constraint, Follow, Trie};

@@ -56,7 +56,7 @@ impl ScoredTree {
 /// first child; so of equal siblings the lower id is first.
 ///
 /// # Errors
-/// [`Error::TooManyNodes`] for a budget above [`MAX_NODES`], [`Error::Option`] for NaN and
+/// [`Error::Option`] for a budget above [`MAX_NODES`], for NaN and
 /// log-probabilities above 0.
 ///
 /// ```
@@ -84,7 +84,7 @@ pub fn best_first<T: Element>(
 }
 
 /// [`best_first`] from the logits of each position, `[L, V]`: log-softmax and the best `budget`
-/// candidates of each row in one read, through `softmax_topk`.
+/// candidates of each row in one read, through `softmax_topk`. Logits of +inf share the probability of their row.
 ///
 /// # Errors
 /// Those of [`best_first`] and of [`softmax_topk()`].
@@ -114,12 +114,12 @@ pub fn best_first_logits<T: Logit>(
 }
 
 /// The same for drafts that depend on the path: `candidates` gives the tokens that may follow the
-/// given ones, in any order. It is asked once for each node that is chosen (and once for the
-/// prompt), so at most `budget + 1` times.
+/// given ones, in any order. It is asked once for the prompt and once for each node that is chosen,
+/// but not for the last, so at most `budget` times.
 ///
 /// # Errors
 /// Those of [`best_first`], what `candidates` reports, and [`Error::DuplicateSiblings`] if it names
-/// a token twice.
+/// a token twice and both are chosen.
 pub fn best_first_by(
     budget: usize,
     mut candidates: impl FnMut(&[u32]) -> Result<Vec<Candidate>, Error>,
@@ -211,7 +211,7 @@ fn grow(
     mut list_after: impl FnMut(&Growth, usize) -> Result<Rc<[Candidate]>, Error>,
 ) -> Result<ScoredTree, Error> {
     if budget > MAX_NODES {
-        return Err(Error::TooManyNodes { limit: MAX_NODES, got: budget });
+        return Err(invalid("budget", format!("at most {MAX_NODES}"), budget));
     }
     let mut growth = Growth { depths: vec![0], ..Growth::default() };
     if budget > 0 {

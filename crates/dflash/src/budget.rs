@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use tensor_utils::check_shape;
+
 use crate::error::invalid;
 use crate::{Error, ScoredTree};
 
@@ -92,7 +94,8 @@ pub struct Budget {
 /// The tree for it is [`scored.prefix(nodes)`](ScoredTree::prefix).
 ///
 /// # Errors
-/// [`Error::Option`] if `draft_seconds` is negative or not a number.
+/// [`Error::Option`] if `draft_seconds` is negative or not a number, [`Error::Shape`] unless there are as many
+/// log-probabilities as nodes.
 pub fn choose_budget(
     scored: &ScoredTree,
     curve: &CostCurve,
@@ -101,6 +104,7 @@ pub fn choose_budget(
     if !(draft_seconds >= 0.0 && draft_seconds.is_finite()) {
         return Err(invalid("draft_seconds", "a number from 0", draft_seconds));
     }
+    check_shape("log_probabilities", &[scored.log_probabilities.len()], &[scored.tree.len()])?;
     let rate = |tokens: f64, nodes: usize| tokens / (curve.seconds(nodes + 1) + draft_seconds);
     let mut best = Budget { nodes: 0, expected_tokens: 1.0, tokens_per_second: rate(1.0, 0) };
     let mut expected_tokens = 1.0;

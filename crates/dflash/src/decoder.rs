@@ -22,6 +22,8 @@ pub enum Finish {
     Eos,
     /// With the last token that was allowed.
     Length,
+    /// Before its end, by [`Decoder::release`].
+    Released,
 }
 
 /// What has become of a prompt.
@@ -43,6 +45,8 @@ pub struct Generation {
 #[derive(Debug)]
 struct Sequence {
     seq: SeqId,
+    /// Whether its rows are no longer in the cache.
+    freed: bool,
     text: Vec<u32>,
     generation: Generation,
     random: Random<ChaCha8Rng>,
@@ -83,7 +87,7 @@ impl<'a, M: Target> Decoder<'a, M> {
     /// Without sequences yet.
     ///
     /// # Errors
-    /// [`Error::Option`], [`Error::TooManyNodes`] or [`Error::Token`] for options out of range.
+    /// [`Error::Option`] or [`Error::Token`] for options out of range.
     pub fn new(
         model: &'a mut M,
         cache: &'a mut Cache,
@@ -99,21 +103,40 @@ impl<'a, M: Target> Decoder<'a, M> {
     /// [`Error::Option`] for an empty prompt, [`Error::Token`], [`Error::Callback`] from the model and
     /// [`Error::Cache`]; nothing is added then.
     pub fn add(&mut self, prompt: &[u32]) -> Result<usize, Error> {
+        let seq = self.cache.create()?;
+        self.add_cached(seq, prompt).inspect_err(|_| {
+            // The error that led here is the one to report.
+            let _ = self.cache.free(seq);
+        })
+    }
+
+    /// [`add`](Self::add) for a sequence of the cache that holds the first rows of the prompt already: a fork,
+    /// or what [`Cache::match_prefix`] has found. The model runs over the others, and the decoder owns
+    /// the sequence from then on.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add), and [`Error::Option`] if the sequence holds all of the prompt or more: its last token
+    /// must not be cached. The sequence stays the caller's then, as it was.
+    pub fn add_cached(&mut self, seq: SeqId, prompt: &[u32]) -> Result<usize, Error> {
+        let held = self.cache.len(seq)?;
         let Some((_, known)) = prompt.split_last() else {
             return Err(invalid("prompt", "at least one token", "none"));
         };
         check_tokens("prompt", prompt, self.model.vocabulary())?;
-        let seq = self.cache.create()?;
-        if !known.is_empty() {
+        if held > known.len() {
+            let expected = format!("more tokens than the {held} rows that its sequence holds");
+            return Err(invalid("prompt", expected, prompt.len()));
+        }
+        if held < known.len() {
             let pass = Pass {
                 seq,
-                tokens: known.to_vec(),
-                positions: (0..known.len()).collect(),
-                rows: Rows::Last(known.len()),
+                tokens: known[held..].to_vec(),
+                positions: (held..known.len()).collect(),
+                rows: Rows::Last(known.len() - held),
             };
             let done = self.model.forward(self.cache, &[pass], None).map_err(target_failed);
             if let Err(error) = done.and_then(|()| expect_rows(self.cache, seq, known.len())) {
-                self.cache.free(seq)?;
+                let _ = self.cache.truncate(seq, held);
                 return Err(error);
             }
         }
@@ -124,6 +147,7 @@ impl<'a, M: Target> Decoder<'a, M> {
         rng.set_stream(index as u64);
         self.sequences.push(Sequence {
             seq,
+            freed: false,
             text: prompt.to_vec(),
             generation: Generation::default(),
             random: Random(rng),
@@ -274,9 +298,27 @@ impl<'a, M: Target> Decoder<'a, M> {
     }
 
     /// The sequence in the cache; it stays there when the decoder goes. `None` if there is no such
-    /// sequence.
+    /// sequence, or it was [released](Self::release).
     pub fn seq(&self, index: usize) -> Option<SeqId> {
-        self.sequences.get(index).map(|sequence| sequence.seq)
+        self.sequences.get(index).filter(|sequence| !sequence.freed).map(|sequence| sequence.seq)
+    }
+
+    /// Frees what a sequence takes of the cache, finished or not: steps go on without it. Its number stays its
+    /// own, and so does what it has generated. Nothing if it was released before, or there is no such sequence.
+    ///
+    /// # Errors
+    /// [`Error::Cache`] if it was freed behind the decoder's back.
+    pub fn release(&mut self, index: usize, drafter: &mut impl Drafter) -> Result<(), Error> {
+        let Some(sequence) = self.sequences.get_mut(index).filter(|sequence| !sequence.freed)
+        else {
+            return Ok(());
+        };
+        sequence.freed = true;
+        if sequence.generation.finish.is_none() {
+            sequence.generation.finish = Some(Finish::Released);
+            drafter.finish(index);
+        }
+        Ok(self.cache.free(sequence.seq)?)
     }
 
     /// The model, between steps.
@@ -296,7 +338,9 @@ impl<'a, M: Target> Decoder<'a, M> {
     pub fn into_generations(self) -> Result<Vec<Generation>, Error> {
         let mut generations = Vec::with_capacity(self.sequences.len());
         for sequence in self.sequences {
-            self.cache.free(sequence.seq)?;
+            if !sequence.freed {
+                self.cache.free(sequence.seq)?;
+            }
             generations.push(sequence.generation);
         }
         Ok(generations)
@@ -306,7 +350,8 @@ impl<'a, M: Target> Decoder<'a, M> {
 /// Continues each prompt until all are finished, and frees what it took of the cache.
 ///
 /// # Errors
-/// Those of [`Decoder::new`], [`Decoder::add`] and [`Decoder::step`].
+/// [`Error::Sequence`] for a prompt that cannot be [added](Decoder::add), with its number; otherwise those of
+/// [`Decoder::new`] and [`Decoder::step`]. What was generated until then is lost; a [`Decoder`] keeps it.
 pub fn generate<M: Target>(
     model: &mut M,
     cache: &mut Cache,
@@ -315,7 +360,11 @@ pub fn generate<M: Target>(
     options: DecodeOptions<'_>,
 ) -> Result<Vec<Generation>, Error> {
     let mut decoder = Decoder::new(model, cache, options)?;
-    let done = prompts.iter().try_for_each(|prompt| decoder.add(prompt).map(drop)).and_then(|()| {
+    let added = prompts.iter().enumerate().try_for_each(|(sequence, prompt)| {
+        let added = decoder.add(prompt).map(drop);
+        added.map_err(|source| Error::Sequence { sequence, source: Box::new(source) })
+    });
+    let done = added.and_then(|()| {
         while decoder.step(drafter)? {}
         Ok(())
     });

@@ -20,6 +20,9 @@ mod tree;
 pub mod exact;
 pub mod formats;
 
+/// The cache that generation runs over.
+pub use kvcache;
+
 // Trees.
 pub use best_first::{Candidate, ScoredTree, best_first, best_first_by, best_first_logits};
 pub use budget::{Budget, CostCurve, choose_budget};
@@ -44,3 +47,6 @@ pub use reference::{accept_greedy_reference, best_paths_reference, tree_mask_ref
 // Options and errors.
 pub use error::Error;
 pub use options::{DecodeOptions, Decoding, Sampling};
+
+// Elements (`bf16` and `f16` are those of the crate `half`), and what options and errors hold.
+pub use tensor_utils::{Element, IsaError, ShapeError, bf16, f16};

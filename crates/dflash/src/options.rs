@@ -103,7 +103,7 @@ impl DecodeOptions<'_> {
             return Err(invalid("max_new_tokens", "at least 1", 0));
         }
         if self.budget > MAX_NODES {
-            return Err(Error::TooManyNodes { limit: MAX_NODES, got: self.budget });
+            return Err(invalid("budget", format!("at most {MAX_NODES}"), self.budget));
         }
         if let Decoding::Sampled { sampling, .. } = &self.decoding {
             sampling.check()?;

@@ -38,7 +38,8 @@ impl<'a> Pass<'a> {
             seq,
             tokens: std::iter::once(last).chain(tree.tokens().iter().copied()).collect(),
             positions: std::iter::once(base).chain(depths.map(|depth| base + depth)).collect(),
-            rows: Rows::Tree(parents),
+            // Rows of a tree are read in full precision. Alone, the last token is read as in plain decoding.
+            rows: if tree.is_empty() { Rows::Last(1) } else { Rows::Tree(parents) },
         }
     }
 

@@ -528,24 +528,109 @@ fn drafts_of_every_kind_are_pruned() {
     }
 }
 
-/// Nothing is moved in plain decoding, so a cache may be quantised to the last row.
+/// Nothing is moved in plain decoding, so a cache may be quantised to the last row, which is read quantised where
+/// it fills a page.
 #[test]
 fn plain_decoding_needs_no_residual() {
-    let small = || {
-        let config = SIZES.cache().stored_as(Storage::Int8);
+    let small = |storage, page_size| {
+        let config = SIZES.cache().stored_as(storage);
         let layout = Layout::Paged { pages: 400 };
-        let config = kvcache::Config { page_size: 16, residual: 0, ..config.with_layout(layout) };
+        let config = kvcache::Config { page_size, residual: 0, ..config.with_layout(layout) };
         Cache::new(&config).unwrap()
     };
-    let mut model = Transformer::new(SIZES, 21);
-    let (truth, _, _) = plain(&mut model, small(), &[1, 2, 3], 60);
     let options = DecodeOptions { max_new_tokens: 60, ..DecodeOptions::default() };
-    let got = generate(&mut model, &mut small(), &mut NoDraft, &[&[1, 2, 3]], options.clone());
-    assert_eq!(got.unwrap()[0].tokens, truth[3..]);
+    let prompts: [&[u32]; 2] = [&[1, 2, 3], &[7]];
+    for storage in [Storage::Int8, Storage::Int4] {
+        for page_size in [1, 4, 16] {
+            for seed in 21..24 {
+                let mut model = Transformer::new(SIZES, seed);
+                let truth = prompts.map(|prompt| {
+                    let (text, cache, seq) =
+                        plain(&mut model, small(storage, page_size), prompt, 60);
+                    (text, bits(&cache, seq))
+                });
+                let mut cache = small(storage, page_size);
+                let mut decoder = Decoder::new(&mut model, &mut cache, options.clone()).unwrap();
+                for prompt in &prompts {
+                    decoder.add(prompt).unwrap();
+                }
+                while decoder.step(&mut NoDraft).unwrap() {}
+                for (index, (text, want)) in truth.iter().enumerate() {
+                    let what = format!("{storage:?}, pages of {page_size}, seed {seed}, {index}");
+                    let got = decoder.generation(index).unwrap();
+                    assert_eq!(got.tokens, text[prompts[index].len()..], "{what}");
+                    assert!(bits(decoder.cache(), decoder.seq(index).unwrap()) == *want, "{what}");
+                }
+            }
+        }
+    }
     let mut one =
         Scripted(|_: usize, _: &[u32], _: usize| Ok(Draft::Tree(TokenTree::chain(&[1])?)));
-    let error = generate(&mut model, &mut small(), &mut one, &[&[1, 2, 3]], options).unwrap_err();
+    let (mut model, mut cache) = (Transformer::new(SIZES, 21), small(Storage::Int8, 16));
+    let error = generate(&mut model, &mut cache, &mut one, &prompts, options).unwrap_err();
     assert!(error.to_string().contains("`residual` is 0, expected above 1"), "{error}");
+}
+
+/// A sequence that holds the beginning of its prompt goes on as one that was added whole; one that holds too
+/// much is left alone.
+#[test]
+fn prompts_that_are_cached_in_part() {
+    let prompt: Vec<u32> = (0..20).map(|i| i * 3 % 11).collect();
+    let mut model = Transformer::new(SIZES, 5);
+    let (truth, ..) = plain(&mut model, cache(), &prompt, 20);
+    let (_, mut cache, seq) = plain(&mut model, cache(), &prompt[..7], 1);
+    let options = DecodeOptions { max_new_tokens: 20, ..DecodeOptions::default() };
+    let forks = [(); 2].map(|()| cache.fork(seq).unwrap());
+    let mut decoder = Decoder::new(&mut model, &mut cache, options).unwrap();
+    let error = decoder.add_cached(forks[0], &prompt[..7]).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "`prompt` is 7, expected more tokens than the 7 rows that its sequence holds"
+    );
+    for fork in forks {
+        decoder.add_cached(fork, &prompt).unwrap();
+    }
+    decoder.add(&prompt).unwrap();
+    while decoder.step(&mut PromptLookup::default()).unwrap() {}
+    for index in 0..3 {
+        assert_eq!(decoder.generation(index).unwrap().tokens, truth[20..], "{index}");
+    }
+    decoder.into_generations().unwrap();
+    assert_eq!(cache.stats().sequences, 1);
+    assert_eq!(cache.len(seq).unwrap(), 7);
+}
+
+/// A sequence that is let go gives its pages back at once; the others do not notice.
+#[test]
+fn sequences_are_released() {
+    let prompts = [[1, 2, 3], [4, 5, 6], [7, 8, 9]];
+    let options = DecodeOptions { max_new_tokens: 12, ..DecodeOptions::default() };
+    let mut model = Transformer::new(SIZES, 6);
+    let truth = prompts.map(|prompt| plain(&mut model, cache(), &prompt, 12).0);
+    let mut cache = cache();
+    let drafter = &mut PromptLookup::default();
+    let mut decoder = Decoder::new(&mut model, &mut cache, options).unwrap();
+    for prompt in &prompts {
+        decoder.add(prompt).unwrap();
+    }
+    decoder.step(drafter).unwrap();
+    let live = decoder.cache().stats().live;
+    decoder.release(1, drafter).unwrap();
+    decoder.release(1, drafter).unwrap();
+    decoder.release(9, drafter).unwrap();
+    assert!(decoder.cache().stats().live < live && decoder.seq(1).is_none());
+    let so_far = decoder.generation(1).unwrap().clone();
+    assert_eq!(so_far.finish, Some(Finish::Released));
+    while decoder.step(drafter).unwrap() {}
+    decoder.release(2, drafter).unwrap();
+    assert_eq!(decoder.cache().stats().sequences, 1);
+    let all = decoder.into_generations().unwrap();
+    assert_eq!(all[1], so_far);
+    for index in [0, 2] {
+        assert_eq!(all[index].tokens, truth[index][3..]);
+        assert_eq!(all[index].finish, Some(Finish::Length));
+    }
+    assert_eq!(cache.stats().sequences, 0);
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub struct Attention<T: Element> {
 
 impl Cache {
     /// Attention of queries over one layer of the cache: the queries of `batch[0]`, then those of
-    /// `batch[1]`, and so on, in `q` `[total queries, H, D]`.
+    /// `batch[1]`, and so on, in `q` `[total queries, H, D]`. A sequence may be there several times.
     ///
     /// `H` is a multiple of the cache's `G`: query head `h` uses key head `h / (H / G)`. What a query
     /// sees is said by [`Rows`](crate::Rows); rows that it does not see have no effect, whatever they hold, NaN
@@ -40,8 +40,12 @@ impl Cache {
     /// before may see quantised what they saw in full precision then ([`Config::residual`]), as do queries
     /// near the end of a prefix from [`match_prefix`](Self::match_prefix).
     ///
-    /// Sums are in `f32`. With [`Isa::Avx512Bf16`] the scores of bf16 queries and bf16 keys come from products of
-    /// pairs, in which numbers below the smallest normal one are 0.
+    /// Sums are in `f32`, those with codes in whole numbers: queries times scales, and weights times scales, are
+    /// rounded to 16 bits there (docs/derivation.md, section 2). With [`Isa::Avx512Bf16`] the scores of bf16
+    /// queries and bf16 keys come from products of pairs, in which numbers below the smallest normal one are 0.
+    /// Sums of values are divided by the sum of their weights in the end, so the largest value times the rows that
+    /// a query sees must be a number of `f32`, or the output is not finite; with quantised values that
+    /// spreads to all numbers of the row.
     ///
     /// [`Config::residual`]: crate::Config::residual
     ///
@@ -126,8 +130,8 @@ impl Cache {
         for queries in batch {
             let len = self.sequence(queries.seq)?.lens[layer];
             if queries.len() > len {
-                let expected = format!("at most {len} queries, the rows of {:?}", queries.seq);
-                return Err(invalid("batch", expected, queries.len()));
+                let expected = format!("at most {len}, the rows of {:?}", queries.seq);
+                return Err(invalid("batch", expected, format_args!("{} queries", queries.len())));
             }
             self.check_held(queries, len, options)?;
             queries.rows.check()?;

@@ -190,7 +190,8 @@ impl Cache {
         Ok(self.sequence(seq)?.lens[layer])
     }
 
-    /// Whether the sequence has no row.
+    /// Whether the sequence has no row in any layer. In the middle of its first step, where [`len`](Self::len) is 0,
+    /// it is not empty.
     ///
     /// # Errors
     /// [`Error::UnknownSequence`].
@@ -261,7 +262,9 @@ impl Cache {
         let page_size = self.config.page_size;
         let end = from.checked_add(n).filter(|&end| end <= len);
         let Some(end) = end else {
-            return Err(invalid("rows", format!("within 0..{len}"), (from, n)));
+            let (expected, got) =
+                (format!("rows within 0..{len}"), format_args!("{n} from {from} on"));
+            return Err(invalid("from, n", expected, got));
         };
         let heads = self.config.key_heads;
         let mut keys = try_array("keys", (n, heads, self.config.head_size))?;

@@ -50,15 +50,16 @@ impl Cache {
         Ok(fork)
     }
 
-    /// Shortens all layers to `len` rows: the exact inverse of the appends since, so that appending
-    /// the same rows again gives the same bits. In the middle of a step, where some layers have more
+    /// Shortens all layers to `len` rows: the exact inverse of the appends since, for all that is appended and
+    /// asked from there on. With quantised storage a query for a row that was there before them may see
+    /// quantised what it saw in full precision then ([`attend`](Self::attend)). In the middle of a step, where some layers have more
     /// rows than [`len`](Self::len), it undoes the step.
     ///
     /// # Errors
     /// [`Error::Option`] if `len` is more than [`len`](Self::len); [`Error::Irreversible`] if rows
     /// before `len` are needed that the window has released, or that are kept quantised only, where the
-    /// sequence had them in full precision when it ended at `len` ([`Config::residual`], and the page that
-    /// `len` lies in). Neither happens within the rows of the last append. What can always be had is the
+    /// row to be appended at `len` needs them in full precision ([`Config::residual`], and the page that `len`
+    /// lies in). Neither happens within the rows of the last append. What can always be had is the
     /// empty sequence, and the full pages of a registered prefix ([`match_prefix`](Self::match_prefix)).
     ///
     /// [`Config::residual`]: crate::Config::residual

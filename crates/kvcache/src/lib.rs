@@ -38,3 +38,6 @@ pub use reference::attend_reference;
 // Options and errors.
 pub use error::Error;
 pub use options::{Config, Layout, Options, Queries, Rows, Storage, Window};
+
+// Elements (`bf16` and `f16` are those of the crate `half`), and what options and errors hold.
+pub use tensor_utils::{Element, Float, Isa, IsaError, ShapeError, bf16, f16};

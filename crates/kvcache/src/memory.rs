@@ -52,10 +52,17 @@ pub fn pages_of_fork(
     sequences: usize,
 ) -> (usize, usize) {
     let page_size = page_size.max(1);
-    let tail = (prefix % page_size).saturating_add(own).div_ceil(page_size);
-    let copied = prefix.saturating_add(own).div_ceil(page_size);
-    let forked = sequences.saturating_mul(tail).saturating_add(prefix / page_size);
-    (forked, sequences.saturating_mul(copied))
+    let copied = prefix.saturating_add(own).div_ceil(page_size).saturating_mul(sequences);
+    let forked = match (sequences, own) {
+        (0, _) => 0,
+        // Nobody writes, so the partial page at the end is shared too.
+        (_, 0) => prefix.div_ceil(page_size),
+        _ => {
+            let tail = (prefix % page_size).saturating_add(own).div_ceil(page_size);
+            sequences.saturating_mul(tail).saturating_add(prefix / page_size)
+        }
+    };
+    (forked, copied)
 }
 
 /// Most bytes in full precision that a sequence holds besides its pages, with quantised storage, while
@@ -73,15 +80,18 @@ pub fn residual_bytes(config: &Config) -> Result<usize, Error> {
     page.checked_mul(pages).ok_or_else(|| invalid("residual", ADDRESSED, config.residual))
 }
 
-/// The part of a page that is scales and minima, as a fraction of the codes.
+/// The part of a page that is scales and minima, as a fraction of its numbers; 0 for float storage. Not
+/// counted is what pads a page whose rows or head size are odd, or no multiple of 4 or 8 with codes.
 ///
 /// # Errors
 /// As [`page_bytes`].
 pub fn scale_overhead(config: &Config) -> Result<f64, Error> {
-    let [keys, values] = page_bytes(config)?;
+    page_bytes(config)?;
+    // Four bytes for each channel of keys and each row of values.
+    let side = |storage: Storage, groups| if storage.is_quantised() { 4 * groups } else { 0 };
+    let scales = side(config.keys, config.head_size) + side(config.values, config.page_size);
     let bits = config.keys.bits() * config.head_size + config.values.bits() * config.value_size;
-    let payload = config.key_heads * config.page_size * bits / 8;
-    Ok((keys + values) as f64 / payload as f64 - 1.0)
+    Ok(scales as f64 * 8.0 / (config.page_size * bits) as f64)
 }
 
 /// What a model keeps for each token.
@@ -251,6 +261,8 @@ mod tests {
         // 31 full pages are shared, of the 32nd and what follows each has its own.
         assert_eq!(pages_of_fork(64, 2047, 2, 8), (31 + 16, 8 * 33));
         assert_eq!(pages_of_fork(64, 2048, 0, 8), (32, 256));
+        assert_eq!(pages_of_fork(64, 100, 0, 8), (2, 16));
+        assert_eq!(pages_of_fork(64, 100, 5, 0), (0, 0));
     }
 
     #[test]

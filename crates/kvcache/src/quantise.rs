@@ -35,9 +35,10 @@ impl Affine {
         (above / (0.5 * scale)).round_ties_even().clamp(0.0, top)
     }
 
+    /// At most the largest number, beyond which the scale reaches where it was rounded up.
     #[inline(always)]
     pub(crate) fn value(self, code: u16) -> f32 {
-        f32::from(code).mul_add(self.scale.to_acc(), self.minimum.to_acc())
+        f32::from(code).mul_add(self.scale.to_acc(), self.minimum.to_acc()).min(f32::MAX)
     }
 }
 
@@ -78,6 +79,7 @@ mod tests {
             for top in [255.0, 15.0] {
                 let affine = Affine::covering(min, max, top);
                 let scale = affine.scale.to_f64();
+                assert!(affine.value(top as u16).is_finite() && affine.value(0).is_finite());
                 assert!(affine.minimum.to_f64() <= f64::from(min) || min == f32::MIN);
                 for step in 0..=20 {
                     let t = step as f32 / 20.0;

@@ -13,7 +13,7 @@ use crate::{Error, Layout, SeqId};
 /// The page tables of a batch in FlashInfer's format (<https://docs.flashinfer.ai/tutorials/kv_layout.html>):
 /// sequence `i` has pages `kv_indices[kv_indptr[i]..kv_indptr[i + 1]]`, all full but the last, which
 /// has `last_page_len[i]` rows, 1 to the page size; an empty sequence has no page and 0 here.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageTables {
     /// Where the pages of each sequence begin in `kv_indices`, and their total: one more than there
     /// are sequences.
@@ -22,6 +22,13 @@ pub struct PageTables {
     pub kv_indices: Vec<i32>,
     /// Rows of the last page of each sequence.
     pub last_page_len: Vec<i32>,
+}
+
+impl Default for PageTables {
+    /// Of no sequence.
+    fn default() -> Self {
+        Self { kv_indptr: vec![0], kv_indices: Vec::new(), last_page_len: Vec::new() }
+    }
 }
 
 impl PageTables {
@@ -69,7 +76,7 @@ impl Cache {
     /// pages or numbers of them that an `i32` does not count.
     pub fn page_tables(&self, seqs: &[SeqId]) -> Result<PageTables, Error> {
         let page_size = self.config.page_size;
-        let mut tables = PageTables { kv_indptr: vec![0], ..PageTables::default() };
+        let mut tables = PageTables::default();
         for &seq in seqs {
             let sequence = self.even(seq)?;
             if sequence.pages.contains(&NO_PAGE) {

@@ -16,7 +16,7 @@ pub(crate) fn check_options<W: Element>(
     check_not_empty(arg, shape, 1, "row length")?;
     if !(options.eps.is_finite() && options.eps >= 0.0) {
         let expected = "a finite number that is at least 0";
-        return Err(Error::Option { option: "eps", expected, got: options.eps.to_string() });
+        return Err(Error::Option { option: "eps", expected, got: format!("{:?}", options.eps) });
     }
     if let Some(gamma) = &options.gamma {
         check_shape("gamma", gamma.shape(), &shape[1..])?;

@@ -26,7 +26,7 @@ pub struct Normalised<T: Element> {
     pub y: Array2<T>,
     /// `[rows]`: the mean of each row of `x`; 0 for RMS norm.
     pub mean: Array1<T::Acc>,
-    /// `[rows]`: `1 / sqrt(var + eps)` of each row.
+    /// `[rows]`: `1 / sqrt(var + eps)` of each row of `x`; for RMS norm `1 / sqrt(mean(x^2) + eps)`.
     pub rstd: Array1<T::Acc>,
 }
 

@@ -35,3 +35,6 @@ pub use reference::{
 pub use error::Error;
 pub use options::{Kind, Options, Tiling};
 pub use rows::{rows, rows_mut};
+
+// Elements (`bf16` and `f16` are those of the crate `half`), and what options and errors hold.
+pub use tensor_utils::{Element, Float, Isa, IsaError, ShapeError, bf16, f16};

@@ -24,8 +24,19 @@ pub enum Error {
         /// The tokens of a row.
         vocabulary: usize,
     },
+    /// Room for given tokens is missing.
+    #[error(
+        "the result has no `tokens`, expected room for the {wanted} of each row that option `tokens` names"
+    )]
+    TokensMissing {
+        /// Tokens of a row of [`Options::tokens`](crate::Options::tokens).
+        wanted: usize,
+    },
+    /// Room for given tokens, of which there are none.
+    #[error("the result has `tokens`, expected none: option `tokens` names none")]
+    TokensUnasked,
     /// An option with a value outside its range.
-    #[error("option `{option}` is {got} for row {row}, expected {expected}")]
+    #[error("option `{option}` is {got:?} for row {row}, expected {expected}")]
     Option {
         /// The field of [`Options`](crate::Options).
         option: &'static str,
@@ -68,7 +79,8 @@ pub enum Error {
     /// A workspace made for fewer or longer results.
     #[error(
         "the workspace was made for {made_rows} rows of {made_vocabulary} tokens and k {made_k}, \
-         the call has {rows} rows of {vocabulary} and k {k}"
+         the call has {rows} rows of {vocabulary} and k {k}: make it with \
+         `Workspace::new({rows}, {vocabulary}, {k}, ..)`"
     )]
     WorkspaceTooSmall {
         /// Rows of the call.

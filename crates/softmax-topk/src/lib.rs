@@ -39,3 +39,6 @@ pub use reference::{softmax_topk_backward_reference, softmax_topk_naive, softmax
 pub use error::Error;
 pub use options::{Mask, NanPolicy, Options, Passes, PerRow, Tiling};
 pub use tensor_utils::{rows, rows_mut};
+
+// Elements (`bf16` and `f16` are those of the crate `half`), and what options and errors hold.
+pub use tensor_utils::{Element, Float, Isa, IsaError, ShapeError, bf16, f16};

@@ -46,7 +46,8 @@ impl<A: Float> Mass<A> {
         } else if score == A::NEG_INFINITY {
             f64::NEG_INFINITY
         } else if score == self.max {
-            -self.sum.ln()
+            // Of a certain token 0, not -0.
+            0.0 - self.sum.ln()
         } else {
             (score.to_f64() - self.max.to_f64()) / temperature - self.sum.ln()
         }

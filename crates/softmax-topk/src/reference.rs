@@ -248,7 +248,15 @@ fn compute<T: Logit, A: Float>(
         let mut sorted: Vec<usize> = (0..vocabulary).collect();
         sorted.sort_by(|&a, &b| order(&scores, a, b));
 
-        let kept = kept(&logprobs, &sorted[..k], at(options.top_p, row), at(options.min_p, row));
+        // Of score -inf none is kept, and beside +inf nothing else.
+        let infinite = scores.iter().any(|score| score.to_f64() == f64::INFINITY);
+        let is_possible = |token: usize| {
+            let score = scores[token].to_f64();
+            if infinite { score == f64::INFINITY } else { score > f64::NEG_INFINITY }
+        };
+        let possible = sorted[..k].iter().take_while(|&&token| nan.is_none() && is_possible(token));
+        let possible = &sorted[..possible.count()];
+        let kept = kept(&logprobs, possible, at(options.top_p, row), at(options.min_p, row));
         let kept_sum: A = sorted[..kept].iter().map(|&i| logprobs[i].exp()).sum();
         for j in 0..k {
             let token = sorted[j];
@@ -300,17 +308,16 @@ fn log_softmax<A: Float>(scores: &[A], temperature: f64, has_nan: bool) -> (Vec<
     (scaled.iter().map(|&s| s - max - sum.ln()).collect(), max + sum.ln())
 }
 
-/// How many of the sorted tokens the cuts keep; none if none has a probability.
+/// How many of the sorted tokens the cuts keep.
 fn kept<A: Float>(logprobs: &[A], sorted: &[usize], top_p: f64, min_p: f64) -> usize {
-    let best = logprobs[sorted[0]].to_f64();
+    let best = sorted.first().map_or(0.0, |&token| logprobs[token].to_f64());
     let mut before = 0.0;
     let mut kept = 0;
     for &token in sorted {
         let logprob = logprobs[token].to_f64();
-        let possible = logprob > f64::NEG_INFINITY;
         let enough = min_p == 0.0 || (logprob - best).exp() >= min_p;
         let needed = top_p == 1.0 || before < top_p;
-        if !(possible && enough && needed) {
+        if !(enough && needed) {
             break;
         }
         before += logprob.exp();

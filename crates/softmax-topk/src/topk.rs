@@ -18,8 +18,8 @@ pub struct TopK<A> {
     /// `[R]`: the logarithm of the sum of `e^(score / temperature)` over all tokens. Infinite where a
     /// temperature below 1 takes it out of the range of `A`; the probabilities are right all the same.
     pub lse: Array1<A>,
-    /// `[R]`: how many of the `k` the cuts [`Options::top_p`] and [`Options::min_p`] kept; tokens whose
-    /// log-probability is -inf do not count. At least 1, but 0 in a row without a score above -inf or
+    /// `[R]`: how many of the `k` the cuts [`Options::top_p`] and [`Options::min_p`] kept; tokens of
+    /// score -inf do not count, nor others beside +inf. At least 1, but 0 in a row without a score above -inf or
     /// with NaN.
     pub kept: Array1<u32>,
     /// Of the tokens of [`Options::tokens`].
@@ -196,13 +196,14 @@ impl<A: Float> TopKMut<'_, A> {
         check_shape("kept", self.kept.shape(), &[rows])?;
         // Without tokens on one side, that side counts as having none.
         let wanted = options.tokens.map_or(0, |tokens| tokens.dim().1);
-        match &self.tokens {
-            Some(tokens) => {
-                check_shape("tokens.logprobs", tokens.logprobs.shape(), &[rows, wanted])?;
-                check_shape("tokens.ranks", tokens.ranks.shape(), &[rows, wanted])?;
-            }
-            None => check_shape("tokens", &[rows, 0], &[rows, wanted])?,
+        let Some(tokens) = &self.tokens else {
+            return if wanted == 0 { Ok(()) } else { Err(Error::TokensMissing { wanted }) };
+        };
+        if options.tokens.is_none() && tokens.logprobs.dim().1 > 0 {
+            return Err(Error::TokensUnasked);
         }
+        check_shape("tokens.logprobs", tokens.logprobs.shape(), &[rows, wanted])?;
+        check_shape("tokens.ranks", tokens.ranks.shape(), &[rows, wanted])?;
         Ok(())
     }
 

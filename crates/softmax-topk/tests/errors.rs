@@ -168,7 +168,7 @@ fn workspaces_are_large_enough() {
                 .unwrap_err();
         let expected = format!(
             "the workspace was made for {rows} rows of {vocabulary} tokens and k {k}, \
-             the call has 3 rows of 70 and k 5"
+             the call has 3 rows of 70 and k 5: make it with `Workspace::new(3, 70, 5, ..)`"
         );
         assert_eq!(error.to_string(), expected);
         assert_eq!(top, before);
@@ -209,8 +209,12 @@ fn outputs_have_the_shape_of_the_call() {
         ),
         (|top| top.lse = Array1::zeros(4), true, "`lse` has shape [4], expected [3]"),
         (|top| top.kept = Array1::zeros(4), true, "`kept` has shape [4], expected [3]"),
-        (|top| top.tokens = None, true, "`tokens` has shape [3, 0], expected [3, 2]"),
-        (|_| {}, false, "`tokens.logprobs` has shape [3, 2], expected [3, 0]"),
+        (
+            |top| top.tokens = None,
+            true,
+            "the result has no `tokens`, expected room for the 2 of each row that option `tokens` names",
+        ),
+        (|_| {}, false, "the result has `tokens`, expected none: option `tokens` names none"),
     ];
     for (change, tokens, expected) in cases {
         assert_eq!(run(change, tokens), expected);

@@ -365,3 +365,20 @@ fn temperatures_at_the_ends_of_their_range() {
         check_close(&got.lse, &want.lse, tolerance).unwrap();
     }
 }
+
+/// What counts as kept is told by scores: a log-probability too small for the type is not that of a token
+/// without one. The certain token has 0, not -0.
+#[test]
+fn scores_that_are_far_apart() {
+    let apart = array![[1e308_f64, -1e308, f64::NEG_INFINITY]];
+    let options = Options { log: true, ..Options::default() };
+    for top in [
+        softmax_topk(apart.view(), 3, &options).unwrap(),
+        softmax_topk_reference(apart.view(), 3, &options).unwrap(),
+    ] {
+        assert_eq!((top.kept[0], top.probs[[0, 0]].to_bits()), (2, 0));
+    }
+    let options = Options { log: true, ..Options::default() };
+    let top = softmax_topk(array![[3e38_f32, -3e38]].view(), 2, &options).unwrap();
+    assert_eq!((top.kept[0], top.probs[[0, 0]].to_bits()), (2, 0));
+}

@@ -45,3 +45,6 @@ pub use reference::{activations_reference, matmul_reference, project_reference};
 
 // Errors.
 pub use error::Error;
+
+// Compute types, and what options and errors hold.
+pub use tensor_utils::{Float, Isa, IsaError, ShapeError};

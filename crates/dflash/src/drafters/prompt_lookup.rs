@@ -13,11 +13,12 @@ use crate::{BoxError, TokenTree};
 pub struct PromptLookup {
     /// Tokens that must match, at most; 0 proposes nothing. Default 3.
     pub longest_match: usize,
-    /// Tokens that must match, at least; 0 counts as 1. Default 1.
+    /// Tokens that must match, at least; 0 counts as 1, more than [`longest_match`](Self::longest_match) proposes
+    /// nothing. Default 1.
     pub shortest_match: usize,
-    /// Tokens of each continuation, at most. Default 10.
+    /// Tokens of each continuation, at most; 0 proposes nothing. Default 10.
     pub length: usize,
-    /// Places that are looked up, at most. Default 4.
+    /// Places that are looked up, at most; 0 proposes nothing. Default 4.
     pub places: usize,
 }
 
