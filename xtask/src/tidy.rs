@@ -13,15 +13,15 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use walkdir::{DirEntry, WalkDir};
 
-use crate::workspace;
+use crate::workspace::{self, say};
 
 /// Prints every finding; fails if there is one.
 pub(crate) fn run() -> Result<ExitCode> {
     let findings = check_workspace()?;
     for finding in &findings {
-        println!("{finding}");
+        say(format_args!("{finding}"));
     }
-    println!("{} findings", findings.len());
+    say(format_args!("{} findings", findings.len()));
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -7,6 +7,7 @@ use anyhow::anyhow;
 use walkdir::{DirEntry, WalkDir};
 
 use crate::cases;
+use crate::workspace::say;
 
 /// Run recorded cases through the public API of the kernels.
 ///
@@ -41,25 +42,33 @@ impl CasePath {
 
 /// Runs every case under the paths of `args`; prints a line for each.
 pub(crate) fn run(args: &Args) -> ExitCode {
+    if let Some(package) = args.package.as_deref()
+        && !cases::packages().any(|known| known == package)
+    {
+        let mut known: Vec<_> = cases::packages().collect();
+        known.dedup();
+        eprintln!("error: no case is of --package {package}, but of {}", known.join(", "));
+        return ExitCode::from(2);
+    }
     let (mut passed, mut failed, mut errors) = (0, 0, 0);
     for case in args.paths.iter().flat_map(|path| find(path, args.package.as_deref())) {
         let CasePath { name, path } = case;
         match path.and_then(|path| cases::run(&path).map_err(|error| describe(&path, &error))) {
             Ok(checked) => {
                 let line = Line::new(&checked);
-                println!("{name:<36} {:<14} {}", checked.kernel, line.text);
+                say(format_args!("{name:<36} {:<14} {}", checked.kernel, line.text));
                 *(if line.passes { &mut passed } else { &mut failed }) += 1;
             }
             Err(message) => {
-                println!("ERROR {message}");
+                say(format_args!("ERROR {message}"));
                 errors += 1;
             }
         }
     }
     if errors > 0 {
-        println!("{errors} could not be run");
+        say(format_args!("{errors} could not be run"));
     }
-    println!("{passed} passed, {failed} failed");
+    say(format_args!("{passed} passed, {failed} failed"));
     match (errors, failed) {
         (0, 0) => ExitCode::SUCCESS,
         (0, _) => ExitCode::from(1),
@@ -111,8 +120,10 @@ fn find(path: &Path, package: Option<&str>) -> Vec<CasePath> {
     if !path.exists() {
         return vec![CasePath::error(path, &anyhow!("there is no such file or folder"))];
     }
-    let is_model =
-        |entry: &DirEntry| entry.depth() > 0 && entry.path().join("config.json").exists();
+    if !path.is_dir() {
+        return vec![CasePath::error(path, &anyhow!("is neither a file nor a folder"))];
+    }
+    let is_model = |entry: &DirEntry| entry.path().join("config.json").exists();
     let is_case = |path: &Path| path.extension().is_some_and(|end| end == "safetensors");
     let is_wanted = |path: &Path| match (package, cases::package(path)) {
         (Some(package), Ok(owner)) => owner == Some(package),

@@ -1,6 +1,8 @@
 //! The workspace: its folder, its crates, and commands that run in it.
 
 use std::ffi::OsStr;
+use std::fmt::Display;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -126,6 +128,11 @@ fn cargo_path() -> PathBuf {
 /// The commit, and whether files differ from it; empty without git.
 pub(crate) fn commit() -> String {
     output_of("git", &["describe", "--always", "--dirty", "--abbrev=12"])
+}
+
+/// Prints a line. A reader that has gone changes nothing about what is checked, written and returned.
+pub(crate) fn say(line: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// Reads an argument of a command line: a number of minutes.

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -252,6 +252,7 @@ fn only_cases_of_the_package_are_run() {
         text.contains("right.safetensors: is a case of attn-flash, expected one of beam"),
         "{text}"
     );
+    assert_eq!(verify_with(&["-p", "nobody"], &file), (2, String::new()));
 }
 
 #[test]
@@ -276,6 +277,7 @@ fn wrong_parameters_are_named() {
     expect_error(&with(r#"{"window": -1}"#), "window");
     expect_error(&with(r#"{"window": 0}"#), "`window` is 0");
     expect_error(&with(r#"{"softcap": -1}"#), "softcap");
+    expect_error(&with(r#"{"scale": 1, "scale": 2}"#), "the key `scale` is there twice");
     expect_error(&with("[]"), "`[]`");
     expect_error(&with("{"), "`{`");
 }
@@ -302,6 +304,12 @@ fn wrong_shapes_are_named() {
     expect_error(&case().floats("in.bias", &[1], &[0.0]), "`in.bias` has shape [1]");
     expect_error(&case().integers("in.tree_parents", &[2], &[-1, 0]), "`in.tree_parents` has");
     expect_error(&case().integers("in.kv_len", &[1], &[-2]), "`in.kv_len` contains -2");
+    // Rows without end, in a file of a few hundred bytes.
+    let endless = Case::of("ternary-quantize", "{}").floats("in.w", &[1 << 40, 0], &[]);
+    expect_error(
+        &endless.floats("out.codes", &[1, 1], &[0.0]),
+        "`in.w` has shape [1099511627776, 0]",
+    );
 }
 
 #[test]
@@ -374,4 +382,39 @@ fn a_parameter_of_the_wrong_kind_is_told_what_it_may_be() {
     expect_error(&Case::of_beams(r#"{"eos": -1}"#), "`eos` must be a token or a list of tokens");
     let word = r#"{"rule": "transformers", "early_stopping": "always"}"#;
     expect_error(&Case::of_beams(word), r#"`early_stopping` must be true, false or "never""#);
+}
+
+/// A reader that has gone, as `head` does, does not change what comes of the cases.
+#[test]
+fn a_closed_output_is_no_failure() {
+    let folder = TempDir::new().unwrap();
+    for i in 0..3 {
+        Case::correct().write(&folder, &format!("{i}.safetensors"));
+    }
+    let mut child = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .arg("verify-cases")
+        .arg(folder.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What is too large for int8 has no result.
+#[test]
+fn rows_with_nan_have_nan() {
+    let folder = TempDir::new().unwrap();
+    for (name, x) in [("nan", f32::NAN), ("inf", f32::INFINITY)] {
+        Case::of("ternary-matmul", r#"{"group": 32}"#)
+            .tensor("in.codes", Dtype::I8, &[1, 2], vec![1, 0])
+            .floats("in.scales", &[1, 1], &[0.5])
+            .floats("in.x", &[1, 2], &[1.0, x])
+            .floats("out.y", &[1, 1], &[f32::NAN])
+            .write(&folder, &format!("{name}.safetensors"));
+    }
+    let (code, text) = verify(folder.path());
+    assert_eq!(code, 0, "{text}");
 }

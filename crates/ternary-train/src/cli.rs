@@ -10,6 +10,9 @@ mod train;
 mod values;
 mod verify;
 
+use std::fmt::Display;
+use std::io::Write;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -46,4 +49,9 @@ impl Cli {
             Command::Presets => presets::run(),
         }
     }
+}
+
+/// Prints a line. A reader that has gone changes nothing about what is done and reported.
+fn say(line: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -51,9 +51,9 @@ pub enum Error {
     /// The beam search refused an option, or the model failed in it.
     #[error("beam search: {0}")]
     Beam(#[from] beam::Error),
-    /// Speculative decoding refused an option, or the model failed in it.
-    #[error("speculation: {0}")]
-    Speculation(#[from] dflash::Error),
+    /// Decoding, plain or speculative, refused an option or the logits, or the model failed in it.
+    #[error("decoding: {0}")]
+    Decoding(#[from] dflash::Error),
     /// The tokenizer refused a text or a file.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
@@ -73,8 +73,8 @@ pub enum Error {
     /// A weight that has no ternary form.
     #[error("`{arg}`, row {row}, columns {first} to {last}: {what}")]
     Group {
-        /// The matrix.
-        arg: &'static str,
+        /// The matrix: the argument, or its name in the model.
+        arg: String,
         /// The row.
         row: usize,
         /// The first column of the group.
@@ -103,6 +103,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// Names the matrix that a [`Self::Group`] is about.
+    pub(crate) fn in_matrix(self, name: &str) -> Self {
+        match self {
+            Self::Group { row, first, last, what, .. } => {
+                Self::Group { arg: name.to_owned(), row, first, last, what }
+            }
+            other => other,
+        }
+    }
+
     /// Makes a [`Self::Io`] of the error of the operating system.
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
         move |source| Self::Io { path: path.to_owned(), source }

@@ -134,7 +134,8 @@ impl Projection {
     /// Scale and zero band of one group.
     fn band(self, w: &[f32], row: usize, group: usize) -> Result<Band, Error> {
         let first = group * self.group;
-        let refuse = |what| Error::Group { arg: "w", row, first, last: first + w.len() - 1, what };
+        let last = first + w.len() - 1;
+        let refuse = |what| Error::Group { arg: "w".to_owned(), row, first, last, what };
         let mean = sum_abs(w) / w.len() as f64;
         if !mean.is_finite() {
             return Err(refuse("NaN or infinity among the weights"));
@@ -234,7 +235,7 @@ impl Ternary {
             for (g, part) in row.axis_chunks_iter(Axis(0), group).enumerate() {
                 let first = g * group;
                 let last = first + part.len() - 1;
-                let refuse = |what| Error::Group { arg: "w", row: i, first, last, what };
+                let refuse = |what| Error::Group { arg: "w".to_owned(), row: i, first, last, what };
                 let scale = part.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
                 if f16::from_f32(scale).to_f32() != scale || !scale.is_finite() {
                     return Err(refuse("the magnitude is not an f16"));

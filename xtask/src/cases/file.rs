@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use safetensors::{SafeTensorError, SafeTensors};
 
 use super::check::Tolerance;
@@ -10,6 +10,9 @@ use super::tensor::Tensor;
 
 /// The value of the metadata key `format`.
 const FORMAT: &str = "kernel-case/1";
+
+/// The longest axis of a tensor without elements.
+const LONGEST: usize = 1 << 24;
 
 /// A parsed case; the tensors point into the file's bytes.
 #[derive(Debug)]
@@ -38,6 +41,12 @@ impl<'a> CaseFile<'a> {
         let mut inputs = BTreeMap::new();
         let mut outputs = BTreeMap::new();
         for (name, view) in SafeTensors::deserialize(bytes).map_err(explain)?.tensors() {
+            // Without a byte there may still be rows without end.
+            ensure!(
+                !view.data().is_empty() || view.shape().iter().all(|&axis| axis <= LONGEST),
+                "`{name}` has shape {:?}, expected axes of at most {LONGEST} where there is no element",
+                view.shape(),
+            );
             match name.split_once('.') {
                 Some(("in", name)) => inputs.insert(name.to_owned(), view.into()),
                 Some(("out", name)) => outputs.insert(name.to_owned(), view.into()),
@@ -87,7 +96,8 @@ fn explain(error: SafeTensorError) -> anyhow::Error {
         | SafeTensorError::InvalidHeaderDeserialization(_) => "not a safetensors file",
         _ => "a damaged safetensors file",
     };
-    anyhow::Error::new(error).context(meaning)
+    // Its text has that of its causes.
+    anyhow!("{meaning}: {error}")
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! What an adapter takes its inputs from: typed, named in every error, and nothing left over.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use ndarray::{Array, ArrayD, Dimension};
 use safetensors::Dtype;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use tensor_utils::Element;
 
@@ -58,7 +60,7 @@ impl<'a> Inputs<'a> {
     pub(super) fn params<P: DeserializeOwned>(&self) -> Result<P> {
         // By way of a map, because serde also reads a struct from a list of its fields.
         serde_json::from_str(self.params)
-            .and_then(|object: Map<String, Value>| P::deserialize(Value::Object(object)))
+            .and_then(|Object(object)| P::deserialize(Value::Object(object)))
             .with_context(|| format!("the metadata key `params` is `{}`", self.params))
     }
 
@@ -111,6 +113,38 @@ impl<'a> Inputs<'a> {
     fn take(&mut self, name: &'static str) -> Option<Tensor<'a>> {
         self.asked_for.push(name);
         self.tensors.remove(name)
+    }
+}
+
+/// A JSON object, each of whose keys is there once.
+struct Object(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Object;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
+                let mut object = Map::new();
+                while let Some((key, value)) = map.next_entry::<String, Value>()? {
+                    if object.contains_key(&key) {
+                        return Err(A::Error::custom(format_args!(
+                            "the key `{key}` is there twice"
+                        )));
+                    }
+                    object.insert(key, value);
+                }
+                Ok(Object(object))
+            }
+        }
+
+        deserializer.deserialize_map(Keys)
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) struct Report {
 
 const NOTES: &[&str] = &[
     "ours and a peer took turns in one run, on the same arrays and as many threads; times are medians",
-    "ratio: peer_ms / ours_ms, above 1 we are faster; its quartiles are over the pairs of turns",
+    "ratio: peer_ms / ours_ms, above 1 we are faster; median and quartiles are over the pairs of turns",
     "ours writes to arrays that exist, with a workspace that exists, unless the case says allocating",
     "PyTorch allocates its result (no_grad; a backward pass alone is autograd.grad on a graph that is kept)",
     "gflops: operations the result needs, so half of them with a causal mask; gb_s: inputs and outputs once",
@@ -61,6 +61,7 @@ pub(super) struct Row {
 pub(super) struct Against {
     peer: String,
     peer_ms: f64,
+    /// Median of the ratios of the pairs.
     ratio: f64,
     /// First and third quartile of the ratios of the pairs.
     ratio_quartiles: [f64; 2],
@@ -80,12 +81,11 @@ impl Against {
         ours: &[f64],
         theirs: &[f64],
     ) -> Self {
-        let (our_time, peer_time) = (quantile(ours, 0.5), quantile(theirs, 0.5));
         let ratios: Vec<_> = ours.iter().zip(theirs).map(|(ours, theirs)| theirs / ours).collect();
         Self {
             peer,
-            peer_ms: peer_time * 1e3,
-            ratio: peer_time / our_time,
+            peer_ms: quantile(theirs, 0.5) * 1e3,
+            ratio: quantile(&ratios, 0.5),
             ratio_quartiles: [quantile(&ratios, 0.25), quantile(&ratios, 0.75)],
             pairs: ours.len(),
             max_error,

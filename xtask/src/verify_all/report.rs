@@ -9,7 +9,7 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde::Serialize;
 
 use crate::compare::machine;
-use crate::workspace;
+use crate::workspace::{self, say};
 
 /// Lines of a failed check's output that are shown.
 const TAIL: usize = 40;
@@ -92,18 +92,22 @@ impl Row {
 
 /// Prints the table and, below it, what is known about each failure.
 pub(super) fn print(rows: &[Row]) {
-    println!("\n{}", table(rows, presets::UTF8_FULL_CONDENSED));
+    say(format_args!("\n{}", table(rows, presets::UTF8_FULL_CONDENSED)));
     for row in rows {
         if let Status::Failed { repeat, log } = &row.status {
-            println!("\nFAIL {}\n  repeat it: {repeat}\n  output:    {}", row.name, log.display());
+            say(format_args!(
+                "\nFAIL {}\n  repeat it: {repeat}\n  output:    {}",
+                row.name,
+                log.display()
+            ));
             let text = fs::read_to_string(log).unwrap_or_default();
             let lines: Vec<_> = text.lines().collect();
             for line in &lines[lines.len().saturating_sub(TAIL)..] {
-                println!("  | {line}");
+                say(format_args!("  | {line}"));
             }
         }
     }
-    println!("\n{}", summary(rows));
+    say(format_args!("\n{}", summary(rows)));
 }
 
 /// Writes `report.json` and `report.md`.
@@ -146,7 +150,7 @@ pub(super) fn write(
     let write = |name: &str, text: String| {
         let path = folder.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        println!("report: {}", path.display());
+        say(format_args!("report: {}", path.display()));
         Ok(())
     };
     write("report.json", serde_json::to_string_pretty(&report)? + "\n")?;

@@ -12,6 +12,7 @@ use indicatif::ProgressBar;
 use super::job::Job;
 use super::report::{self, Extent, Row, Status};
 use crate::workspace::Workspace;
+use crate::workspace::say;
 
 /// Runs one check after the other and collects the rows of the table.
 pub(super) struct Runner {
@@ -117,7 +118,7 @@ impl Runner {
         let number = self.rows.len() + 1;
         let path = self.folder.join("logs").join(format!("{number:02}-{}.log", slug(&name)));
         if self.progress.is_hidden() {
-            println!("running {name}");
+            say(format_args!("running {name}"));
         }
         self.progress.set_message(format!("{number}: {name}"));
         let started = Instant::now();
@@ -138,7 +139,7 @@ impl Runner {
     }
 
     fn add(&mut self, row: Row) {
-        self.progress.suspend(|| println!("{}", row.line()));
+        self.progress.suspend(|| say(format_args!("{}", row.line())));
         self.rows.push(row);
     }
 }

@@ -10,6 +10,7 @@ use ternary_train::{
 };
 
 use super::values::at_least_one;
+use crate::cli::say;
 
 /// Measure a model on a text.
 #[derive(clap::Args)]
@@ -56,23 +57,39 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let text: Vec<u8> =
         tokens[1..=loss.tokens].iter().flat_map(|&token| tokenizer.token_bytes(token)).collect();
     let bytes = text.len().max(1);
-    println!("tokens               {} in {windows} windows of {}", loss.tokens, args.context);
-    println!("loss                 {:.4} nats a token", loss.mean());
-    println!("perplexity           {:.3} (tokenizer {})", loss.mean().exp(), tokenizer.name());
-    println!("accuracy             {:.1} %", 100.0 * loss.correct as f64 / loss.tokens as f64);
-    println!("bits per byte        {:.4}", loss.sum / std::f64::consts::LN_2 / bytes as f64);
+    say(format_args!(
+        "tokens               {} in {windows} windows of {}",
+        loss.tokens, args.context
+    ));
+    say(format_args!("loss                 {:.4} nats a token", loss.mean()));
+    say(format_args!(
+        "perplexity           {:.3} (tokenizer {})",
+        loss.mean().exp(),
+        tokenizer.name()
+    ));
+    say(format_args!(
+        "accuracy             {:.1} %",
+        100.0 * loss.correct as f64 / loss.tokens as f64
+    ));
+    say(format_args!(
+        "bits per byte        {:.4}",
+        loss.sum / std::f64::consts::LN_2 / bytes as f64
+    ));
     let train = corpus.train.as_bytes();
     if !args.train.is_empty() {
         let mut ngram = NGram::new(args.ngram);
         ngram.learn(train);
         let name = format!("{}-gram of bytes", args.ngram);
-        println!("{name:20} {:.4} bits per byte, learnt from --train", ngram.bits_per_byte(&text));
+        say(format_args!(
+            "{name:20} {:.4} bits per byte, learnt from --train",
+            ngram.bits_per_byte(&text)
+        ));
         let after = xz_bits_per_byte(train, &text).context("xz")?;
-        println!("xz after --train     {after:.4} bits per byte");
+        say(format_args!("xz after --train     {after:.4} bits per byte"));
     }
-    println!(
+    say(format_args!(
         "xz alone             {:.4} bits per byte",
         xz_bits_per_byte(&[], &text).context("xz")?
-    );
+    ));
     Ok(())
 }

@@ -8,6 +8,7 @@ use ternary_train::formats::{write_folder, write_gguf};
 use ternary_train::{Projection, Rule};
 
 use super::folder::open;
+use crate::cli::say;
 
 /// Writes a model in another format.
 #[derive(Args)]
@@ -52,7 +53,7 @@ impl Export {
             Format::Gguf => write_gguf(&self.out, &config, &weights, &tokenizer)?,
             Format::Safetensors => write_folder(&self.out, &config, &weights, Some(&tokenizer))?,
         }
-        println!("{}", self.out.display());
+        say(format_args!("{}", self.out.display()));
         Ok(())
     }
 }

@@ -39,5 +39,6 @@ pub(crate) fn open_model(folder: &Path, arithmetic: Arithmetic) -> Result<(Model
         Arithmetic::OfTheModel | Arithmetic::Float => Model::float(config, weights),
         Arithmetic::LlamaCpp => Model::like_llama_cpp(config, weights),
     };
-    Ok((model?, tokenizer))
+    let model = model.with_context(|| format!("{}", folder.display()))?;
+    Ok((model, tokenizer))
 }

@@ -15,6 +15,7 @@ use ternary_train::infer::Model;
 
 use super::folder::{Arithmetic, open_model};
 use super::values::temperature;
+use crate::cli::say;
 
 /// Continues prompts: greedily, unless told otherwise.
 #[derive(Args)]
@@ -89,14 +90,14 @@ impl Generate {
         if self.json {
             let pairs = prompts.iter().zip(&texts.tokens);
             let list = pairs.map(|(prompt, tokens)| json!({"prompt": prompt, "tokens": tokens}));
-            println!("{}", list.collect::<serde_json::Value>());
+            say(list.collect::<serde_json::Value>());
             return Ok(());
         }
         if texts.streamed {
-            println!();
+            say("");
         } else {
             for (prompt, tokens) in self.prompt.iter().zip(&texts.tokens) {
-                println!("{prompt}{}\n", tokenizer.decode(tokens));
+                say(format_args!("{prompt}{}\n", tokenizer.decode(tokens)));
             }
         }
         let count: usize = texts.tokens.iter().map(Vec::len).sum();

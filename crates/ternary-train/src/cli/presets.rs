@@ -3,11 +3,13 @@
 use anyhow::Result;
 use ternary_train::Preset;
 
+use crate::cli::say;
+
 /// Prints a line for each preset.
 pub(crate) fn run() -> Result<()> {
     for preset in Preset::ALL {
         let c = preset.config(256);
-        println!(
+        say(format_args!(
             "{:8} {} layers, width {}, {} heads on {} of size {}, feed-forward {}: {} weights",
             preset.name(),
             c.num_hidden_layers,
@@ -17,7 +19,7 @@ pub(crate) fn run() -> Result<()> {
             c.head_dim,
             c.intermediate_size,
             c.parameters(),
-        );
+        ));
     }
     Ok(())
 }

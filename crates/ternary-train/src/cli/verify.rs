@@ -6,6 +6,8 @@ use anyhow::{Result, ensure};
 use ternary_train::formats::read_folder;
 use ternary_train::{Ternary, check_ternary};
 
+use crate::cli::say;
+
 /// Check that a model is ternary: |round(W / s) - W / s| < 1e-5 in every group of every matrix.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -23,7 +25,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (mut groups, mut violations, mut weights_seen, mut zeros) = (0, 0, 0, 0);
     for matrix in weights.matrices() {
         let found = check_ternary(matrix.weight, group)?;
-        println!(
+        say(format_args!(
             "{:44} {:6} x {:<6} {:7} groups, {:5} violations, {:.1} % zeros",
             matrix.name,
             matrix.weight.nrows(),
@@ -31,7 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             found.groups,
             found.violations,
             100.0 * found.zeros as f64 / matrix.weight.len().max(1) as f64,
-        );
+        ));
         groups += found.groups;
         violations += found.violations;
         zeros += found.zeros;
@@ -42,10 +44,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             ensure!(again == matrix.weight, "{} does not survive packing", matrix.name);
         }
     }
-    println!(
+    say(format_args!(
         "{groups} groups of {group} checked, {violations} violations, {:.1} % zeros",
         100.0 * zeros as f64 / weights_seen.max(1) as f64
-    );
+    ));
     ensure!(violations == 0, "{violations} groups are not ternary");
     Ok(())
 }

@@ -72,7 +72,7 @@ pub fn write_gguf(
     // Everything that can be wrong with the weights shows before anything is written.
     for tensor in &tensors {
         if let Data::Ternary(w, _, group) = tensor.data {
-            Ternary::of_ternary(w, group)?;
+            Ternary::of_ternary(w, group).map_err(|error| error.in_matrix(&tensor.name))?;
         }
     }
     write_file(path, |file| write(file, &header, &tensors))

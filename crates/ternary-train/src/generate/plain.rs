@@ -14,7 +14,7 @@ use crate::infer::{Chunk, LogitRows, Model};
 ///
 /// # Errors
 /// [`Error::Option`] for an empty prompt, a token outside the vocabulary or an option out of range,
-/// [`Error::Sampling`] for logits with NaN, [`Error::Cache`] if there is no memory.
+/// [`Error::Sampling`] or, without a temperature, [`Error::Decoding`] for logits with NaN, [`Error::Cache`] if there is no memory.
 ///
 /// # Examples
 /// ```

@@ -13,7 +13,7 @@ use crate::infer::{Chunk, LogitRows, Model};
 /// plain sampling, not its tokens.
 ///
 /// # Errors
-/// [`Error::Speculation`]; [`Error::Option`] or [`Error::Cache`] for more tokens than there can be.
+/// [`Error::Decoding`]; [`Error::Option`] or [`Error::Cache`] for more tokens than there can be.
 pub fn generate_speculatively(
     model: &Model,
     prompts: &[impl AsRef<[u32]>],

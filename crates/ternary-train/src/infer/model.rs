@@ -109,26 +109,29 @@ impl Model {
         weights: Weights,
         matrix: impl Fn(Array2<f32>) -> Result<Matrix, Error> + Sync,
     ) -> Result<Self, Error> {
-        let layers = weights.layers.into_par_iter().map(|layer| {
+        let matrix =
+            |w, name: &str| matrix(w).map_err(|error| error.in_matrix(&format!("{name}.weight")));
+        let layers = weights.layers.into_par_iter().enumerate().map(|(index, layer)| {
+            let matrix = |w, name| matrix(w, &format!("model.layers.{index}.{name}_proj"));
             Ok(Layer {
                 attention_norm: layer.attention_norm,
-                q: matrix(layer.q)?,
-                k: matrix(layer.k)?,
-                v: matrix(layer.v)?,
-                o: matrix(layer.o)?,
+                q: matrix(layer.q, "self_attn.q")?,
+                k: matrix(layer.k, "self_attn.k")?,
+                v: matrix(layer.v, "self_attn.v")?,
+                o: matrix(layer.o, "self_attn.o")?,
                 q_norm: layer.q_norm,
                 k_norm: layer.k_norm,
                 feed_forward_norm: layer.feed_forward_norm,
-                gate: matrix(layer.gate)?,
-                up: matrix(layer.up)?,
-                down: matrix(layer.down)?,
+                gate: matrix(layer.gate, "mlp.gate")?,
+                up: matrix(layer.up, "mlp.up")?,
+                down: matrix(layer.down, "mlp.down")?,
             })
         });
         Ok(Self {
-            embedding: matrix(weights.embedding)?,
+            embedding: matrix(weights.embedding, "model.embed_tokens")?,
             layers: layers.collect::<Result<_, Error>>()?,
             norm: weights.norm,
-            head: weights.head.map(matrix).transpose()?,
+            head: weights.head.map(|w| matrix(w, "lm_head")).transpose()?,
             order: Order::Own,
             config,
         })

@@ -24,6 +24,9 @@ struct Header {
     /// The `config.json` of the model.
     config: String,
     options: TrainOptions,
+    /// Codes that the last step flipped, which the next one reports.
+    #[serde(default)]
+    flipped: usize,
     /// What the caller keeps with it.
     note: String,
 }
@@ -44,6 +47,7 @@ pub fn save_checkpoint(path: &Path, trainer: &Trainer, note: &str) -> Result<(),
         step: *step,
         config: trainer.config.to_json(),
         options: trainer.options.clone(),
+        flipped: trainer.flipped(),
         note: note.to_owned(),
     };
     let header = serde_json::to_string(&header).map_err(|error| other(path, error))?;
@@ -124,7 +128,7 @@ pub fn load_checkpoint(path: &Path) -> Result<(Trainer, String), Error> {
     let [latent, mean, square]: [Vec<f32>; 3] =
         vectors.try_into().map_err(|_| refuse("tensors are missing"))?;
     let state = State { step: header.step, latent, mean, square };
-    let trainer = Trainer::with_state(&config, &header.options, state)?;
+    let trainer = Trainer::with_state(&config, &header.options, state, header.flipped)?;
     Ok((trainer, header.note))
 }
 

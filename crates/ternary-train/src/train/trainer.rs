@@ -78,14 +78,16 @@ impl Trainer {
         weights.norms().iter().for_each(|norm| latent.extend(norm.weight.iter()));
         let zeros = || try_vec("moments", &[layout.matrices + layout.norms]);
         let state = State { step: 0, mean: zeros()?, square: zeros()?, latent };
-        Self::with_state(config, options, state)
+        // Flips are counted against the codes of the step before, of which there was none.
+        Self::with_state(config, options, state, 0)
     }
 
-    /// Goes on from a state.
+    /// Goes on from a state; the step before has flipped so many codes.
     pub(super) fn with_state(
         config: &Config,
         options: &TrainOptions,
         state: State,
+        flipped: usize,
     ) -> Result<Self, Error> {
         options.check()?;
         let TrainOptions { sequences, length, eight_bit_activations, .. } = *options;
@@ -112,9 +114,8 @@ impl Trainer {
             batches: None,
             far_off: 0,
         };
-        // Flips are counted against the codes of the step before, which nobody knows at the start.
         let counts = trainer.project()?;
-        trainer.projected = Some(Counts { flipped: 0, ..counts });
+        trainer.projected = Some(Counts { flipped, ..counts });
         Ok(trainer)
     }
 
@@ -131,6 +132,11 @@ impl Trainer {
     /// Steps that are done.
     pub fn steps_done(&self) -> usize {
         self.state.step
+    }
+
+    /// Codes that the last step flipped.
+    pub(super) fn flipped(&self) -> usize {
+        self.projected.map_or(0, |counts| counts.flipped)
     }
 
     /// Whether the weights have the form that the model wants.

@@ -9,6 +9,7 @@ use ternary_train::{Config, Projection, Weights};
 
 use super::Pairs;
 use super::machine::Machine;
+use crate::cli::say;
 
 /// The shape of Qwen3-0.6B.
 fn config() -> Config {
@@ -36,8 +37,11 @@ pub(super) fn run() -> Result<()> {
     let packed = Model::packed(config.clone(), weights.clone())?;
     let float = Model::float(config.clone(), weights)?;
     let matrices = float.bytes() / 4;
-    println!("random model of the shape of Qwen3-0.6B, {} parameters", config.parameters());
-    println!("packed {:.3} bits a weight", packed.bytes() as f64 * 8.0 / matrices as f64);
+    say(format_args!(
+        "random model of the shape of Qwen3-0.6B, {} parameters",
+        config.parameters()
+    ));
+    say(format_args!("packed {:.3} bits a weight", packed.bytes() as f64 * 8.0 / matrices as f64));
     let machine = Machine::new();
     let mut pairs = Pairs::default();
     for _ in 0..6 {
@@ -52,9 +56,13 @@ pub(super) fn run() -> Result<()> {
         pairs.add(results);
     }
     let [float, float_read, packed, packed_read, ratio] = pairs.medians();
-    println!("float  {float:6.1} tokens/s, weights read at {float_read:3.0} % of the bandwidth");
-    println!("packed {packed:6.1} tokens/s, weights read at {packed_read:3.0} % of the bandwidth");
-    println!("packed generation is {ratio:.1} times as fast");
+    say(format_args!(
+        "float  {float:6.1} tokens/s, weights read at {float_read:3.0} % of the bandwidth"
+    ));
+    say(format_args!(
+        "packed {packed:6.1} tokens/s, weights read at {packed_read:3.0} % of the bandwidth"
+    ));
+    say(format_args!("packed generation is {ratio:.1} times as fast"));
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use ternary_train::{Activations, PackedMatrix, Ternary, Tiling};
 
 use super::Pairs;
 use super::machine::Machine;
+use crate::cli::say;
 
 const ROWS: usize = 4096;
 const COLUMNS: usize = 14336;
@@ -27,8 +28,10 @@ pub(super) fn run() -> Result<()> {
         })
         .collect::<Result<Vec<_>, _>>()?;
     let machine = Machine::new();
-    println!("{ROWS} x {COLUMNS}, {} threads", rayon::current_num_threads());
-    println!("medians of pairs: products in turn with reading memory and with int8 in registers");
+    say(format_args!("{ROWS} x {COLUMNS}, {} threads", rayon::current_num_threads()));
+    say(format_args!(
+        "medians of pairs: products in turn with reading memory and with int8 in registers"
+    ));
     for tokens in [1, 2, 4, 8, 16, 64, 512] {
         let x = Array2::from_shape_fn((tokens, COLUMNS), |(t, j)| ((t * 31 + j) % 255) as f32);
         let x = Activations::new(&x, group)?;
@@ -51,13 +54,18 @@ pub(super) fn run() -> Result<()> {
             pairs.add([seconds, bytes, bytes / bandwidth, operations, operations / peak]);
         }
         let [seconds, bytes, of_bandwidth, operations, of_peak] = pairs.medians();
-        print!("{tokens:4} tokens {:8.0} us", seconds * 1e6);
-        print!("  {:6.1} GB/s ({:3.0} % of reading)", bytes / 1e9, 100.0 * of_bandwidth);
-        println!("  {:6.0} GOP/s ({:2.0} % of the peak)", operations / 1e9, 100.0 * of_peak);
+        say(format_args!(
+            "{tokens:4} tokens {:8.0} us  {:6.1} GB/s ({:3.0} % of reading)  {:6.0} GOP/s ({:2.0} % of the peak)",
+            seconds * 1e6,
+            bytes / 1e9,
+            100.0 * of_bandwidth,
+            operations / 1e9,
+            100.0 * of_peak,
+        ));
     }
-    println!("reading {:.1} GB/s", machine.read_bandwidth() / 1e9);
+    say(format_args!("reading {:.1} GB/s", machine.read_bandwidth() / 1e9));
     if let Some(peak) = machine.int8_peak() {
-        println!("int8 in registers {:.0} GOP/s", peak / 1e9);
+        say(format_args!("int8 in registers {:.0} GOP/s", peak / 1e9));
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use ternary_train::{
 use super::Note;
 use super::bar::bar;
 use super::texts::Data;
+use crate::cli::say;
 
 /// Steps between updates of the progress bar.
 const SHOW: usize = 10;
@@ -184,17 +185,17 @@ impl Run<'_> {
             options,
         };
         report.write(self.out)?;
-        println!(
+        say(format_args!(
             "trained {} in {:.0} s, {:.0} tokens/s; model, report.md, report.json and curve.svg are in {}",
             report.weights,
             report.seconds,
             report.tokens_per_second(),
             self.out.display(),
-        );
-        println!(
+        ));
+        say(format_args!(
             "validation loss {:.4} nats a token, perplexity {:.2} ({}), {:.4} bits per byte",
             validation.loss, validation.perplexity, report.tokenizer, validation.bits_per_byte,
-        );
+        ));
         Ok(())
     }
 }
