@@ -108,6 +108,10 @@ impl Generate {
     fn texts(&self, model: &Model, tokenizer: &Tokenizer, prompts: &[Vec<u32>]) -> Result<Texts> {
         let eos = &model.config().eos_token_ids;
         let max_new_tokens = self.max_tokens;
+        if max_new_tokens == 0 {
+            let tokens = vec![Vec::new(); prompts.len()];
+            return Ok(Texts { tokens, note: String::new(), streamed: false });
+        }
         if let Some(num_beams) = self.beams {
             let options = beam::Options { num_beams, max_new_tokens, eos, ..Default::default() };
             let items = generate_beams(model, prompts, &options)?.items;
@@ -134,14 +138,14 @@ impl Generate {
         let options = GenerateOptions { max_new_tokens, eos: eos.clone(), choice };
         let streamed = prompts.len() == 1 && !self.json;
         let mut out = std::io::stdout().lock();
-        if streamed {
-            write!(out, "{}", self.prompt[0])?;
-        }
+        // The prompt comes with the first token, when nothing can be wrong with the options any more.
+        let mut begin = self.prompt[0].as_bytes();
         let mut written = Ok(());
         let tokens = generate(model, prompts, &options, |_, token| {
             if streamed && written.is_ok() {
                 let bytes = tokenizer.token_bytes(token);
-                written = out.write_all(&bytes).and_then(|()| out.flush());
+                let prompt = out.write_all(std::mem::take(&mut begin));
+                written = prompt.and_then(|()| out.write_all(&bytes)).and_then(|()| out.flush());
             }
         })?;
         written?;

@@ -163,7 +163,7 @@ pub(super) struct Note {
 /// Runs the subcommand.
 pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(threads) = args.threads {
-        ensure!(threads > 0, "--threads is 0, expected at least 1");
+        ensure!((1..=1024).contains(&threads), "--threads is {threads}, expected 1 to 1024");
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
     let checkpoint = args.out.join("checkpoint.safetensors");
@@ -173,21 +173,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             checkpoint.display(),
         );
     }
-    std::fs::create_dir_all(&args.out).with_context(|| format!("--out {}", args.out.display()))?;
-    tempfile::tempfile_in(&args.out)
-        .with_context(|| format!("--out {} cannot be written", args.out.display()))?;
     if args.resume {
         let (trainer, note) = load_checkpoint(&checkpoint)?;
         let note: Note =
             serde_json::from_str(&note).context("the checkpoint is of another kind")?;
-        let data = note.texts.load(Some(&args.out))?;
+        make_writable(&args.out)?;
+        let data = note.texts.load_again(&args.out)?;
         note.texts.check(&data, trainer.options().length)?;
         return Run { out: &args.out, quiet: args.quiet, note, data, trainer }.run();
     }
     let start = &args.start;
     let init = start.read_init()?;
     let bpe = start.bpe.unwrap_or(0);
-    let texts = Texts::new(&start.text, &start.val, start.val_fraction, start.guard, bpe)?;
+    let mut texts = Texts::new(&start.text, &start.val, start.val_fraction, start.guard, bpe)?;
     let data = texts.load(start.own_tokenizer())?;
     let options = start.options();
     texts.check(&data, options.length)?;
@@ -221,6 +219,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => Weights::random(&config, start.seed)?,
     };
     let trainer = Trainer::new(&config, &options, &weights)?;
+    make_writable(&args.out)?;
+    data.tokenizer.write(&args.out)?;
+    texts.note_tokenizer(&args.out)?;
     let note = Note {
         command: std::env::args().collect::<Vec<_>>().join(" "),
         preset: start.init.is_none().then(|| start.preset.name().to_owned()),
@@ -230,8 +231,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         checkpoint_every: start.checkpoint_every,
         progress: Progress::default(),
     };
-    data.tokenizer.write(&args.out)?;
     Run { out: &args.out, quiet: args.quiet, note, data, trainer }.run()
+}
+
+/// Makes the folder if it is not there, and sees that it can be written.
+fn make_writable(out: &Path) -> Result<()> {
+    std::fs::create_dir_all(out).with_context(|| format!("--out {}", out.display()))?;
+    tempfile::tempfile_in(out)
+        .with_context(|| format!("--out {} cannot be written", out.display()))?;
+    Ok(())
 }
 
 impl Start {

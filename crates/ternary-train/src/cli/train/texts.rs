@@ -9,6 +9,9 @@ use ternary_train::{Corpus, Leakage, Tokenizer, find_leak, windows_of};
 /// Folders of the workspace that hold no prose.
 const NOT_PROSE: [&str; 3] = ["target", "fixtures", "reports"];
 
+/// The tokenizer of a folder.
+const TOKENIZER: &str = "tokenizer.json";
+
 /// Which texts, and how they are read.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in crate::cli) struct Texts {
@@ -20,6 +23,9 @@ pub(in crate::cli) struct Texts {
     bpe: usize,
     /// Of both texts, so that a resumed training sees the same.
     crc32: Option<u32>,
+    /// Of the tokenizer's file.
+    #[serde(default)]
+    tokenizer_crc32: Option<u32>,
 }
 
 /// Texts in tokens.
@@ -45,7 +51,12 @@ impl Texts {
         } else {
             text.to_vec()
         };
-        let mut texts = Self { text, val: val.to_vec(), val_fraction, guard, bpe, crc32: None };
+        // A training may be resumed in another folder.
+        let absolute =
+            |paths: &[PathBuf]| paths.iter().map(std::path::absolute).collect::<Result<_, _>>();
+        let (text, val) = (absolute(&text)?, absolute(val)?);
+        let (crc32, tokenizer_crc32) = (None, None);
+        let mut texts = Self { text, val, val_fraction, guard, bpe, crc32, tokenizer_crc32 };
         texts.crc32 = Some(checksum(&texts.corpus()?));
         Ok(texts)
     }
@@ -56,6 +67,23 @@ impl Texts {
         } else {
             Corpus::by_work(&self.text, &self.val)?
         })
+    }
+
+    /// Notes the tokenizer that is in a folder.
+    pub(in crate::cli) fn note_tokenizer(&mut self, folder: &Path) -> Result<()> {
+        self.tokenizer_crc32 = Some(checksum_of_tokenizer(folder)?);
+        Ok(())
+    }
+
+    /// [`load`](Self::load) with the tokenizer that was noted.
+    pub(in crate::cli) fn load_again(&self, folder: &Path) -> Result<Data> {
+        if self.tokenizer_crc32.is_some_and(|sum| checksum_of_tokenizer(folder).ok() != Some(sum)) {
+            bail!(
+                "{TOKENIZER} in {} is gone, or another since the checkpoint was written",
+                folder.display()
+            );
+        }
+        self.load(Some(folder))
     }
 
     /// Checks that there is something to measure with.
@@ -97,6 +125,12 @@ impl Texts {
         let leakage = Leakage { length: self.guard, shared: 0, windows };
         Ok(Data { tokenizer, train, validation, leakage })
     }
+}
+
+fn checksum_of_tokenizer(folder: &Path) -> Result<u32> {
+    let path = folder.join(TOKENIZER);
+    let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+    Ok(crc32fast::hash(&bytes))
 }
 
 fn checksum(corpus: &Corpus) -> u32 {
