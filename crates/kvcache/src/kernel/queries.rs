@@ -33,7 +33,7 @@ impl Arithmetic {
         {
             return Self::Bf16Pairs { dot, scale };
         }
-        let _ = isa;
+        let _ = (isa, keys);
         Self::F32 { scale }
     }
 
