@@ -52,8 +52,8 @@ impl Cache {
 
     /// Shortens all layers to `len` rows: the exact inverse of the appends since, for all that is appended and
     /// asked from there on. With quantised storage a query for a row that was there before them may see
-    /// quantised what it saw in full precision then ([`attend`](Self::attend)). In the middle of a step, where some layers have more
-    /// rows than [`len`](Self::len), it undoes the step.
+    /// quantised what it saw in full precision then ([`attend`](Self::attend)). In the middle of a step, where
+    /// some layers have more rows than [`len`](Self::len), it undoes the step.
     ///
     /// # Errors
     /// [`Error::Option`] if `len` is more than [`len`](Self::len); [`Error::Irreversible`] if rows

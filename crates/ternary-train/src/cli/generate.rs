@@ -149,6 +149,10 @@ impl Generate {
             }
         })?;
         written?;
+        // There may have been none.
+        if streamed {
+            out.write_all(begin)?;
+        }
         Ok(Texts { tokens, note: String::new(), streamed })
     }
 }
