@@ -125,9 +125,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if cases.is_empty() && precision_cases.is_empty() {
         if let Some(package) = args.package.as_deref().filter(|&name| !has_cases(Some(name))) {
             Workspace::load()?.select(Some(package))?;
-            bail!(
-                "`{package}` has nothing to be compared with here; `cargo bench -p {package}` measures it"
-            );
+            bail!("`{package}` has nothing to be compared with here");
         }
         bail!("no case matches --case; without it all are run");
     }

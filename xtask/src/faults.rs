@@ -223,7 +223,8 @@ impl Tests<'_> {
             .output()
             .context("cannot run cargo")?;
         let messages = String::from_utf8_lossy(&output.stdout);
-        let programs = messages.lines().filter_map(Program::parse).collect();
+        let programs: Vec<_> = messages.lines().filter_map(Program::parse).collect();
+        ensure!(!output.status.success() || !programs.is_empty(), "cargo names no test program");
         Ok(output.status.success().then_some(programs))
     }
 

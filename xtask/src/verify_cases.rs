@@ -1,5 +1,6 @@
 //! `verify-cases`: runs case files and compares the outputs with the answers they record.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -45,8 +46,8 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     if let Some(package) = args.package.as_deref()
         && !cases::packages().any(|known| known == package)
     {
-        let mut known: Vec<_> = cases::packages().collect();
-        known.dedup();
+        let known: BTreeSet<_> = cases::packages().collect();
+        let known: Vec<_> = known.into_iter().collect();
         eprintln!("error: no case is of --package {package}, but of {}", known.join(", "));
         return ExitCode::from(2);
     }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -130,9 +130,16 @@ pub(crate) fn commit() -> String {
     output_of("git", &["describe", "--always", "--dirty", "--abbrev=12"])
 }
 
-/// Prints a line. A reader that has gone changes nothing about what is checked, written and returned.
+/// Prints a line. A reader that has gone changes nothing about what is checked, written and returned; what else
+/// goes wrong ends the program.
 pub(crate) fn say(line: impl Display) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            eprintln!("error: cannot print: {error}");
+            std::process::exit(1);
+        }
+        _ => {}
+    }
 }
 
 /// Reads an argument of a command line: a number of minutes.

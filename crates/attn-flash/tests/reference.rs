@@ -108,7 +108,7 @@ fn heads_share_keys() {
     check::<f32>(Sizes { key_heads: 0, group: 2, ..none }, &Features::default(), 0);
 }
 
-/// Those of the gradients, and what only the forward pass goes through.
+/// The shared list, and options that only these tests try.
 fn options() -> Vec<Features> {
     let causal = |query_offset| Features { causal: true, query_offset, ..Features::default() };
     let window = |left, right| Features { window: Window { left, right }, ..Features::default() };

@@ -24,9 +24,9 @@ pub enum Follow {
 
 /// The sequences that may be generated, for generative retrieval and the like.
 ///
-/// A generated sequence is one of these, then an end token: so the search needs one ([`Options::eos`]), or complete
-/// sequences that cannot go on are dropped. Where the length ends the search, beginnings of them come out too, not
-/// finished. One that has an end token itself is complete
+/// A generated sequence is one of these, then an end token: without one in
+/// [`Options::eos`], a complete sequence that cannot go on is dropped. Where the length ends the search, beginnings
+/// come out too, not finished. A sequence that has an end token itself is complete
 /// with the first, whatever follows in it.
 ///
 /// [`Options::eos`]: crate::Options::eos

@@ -112,20 +112,36 @@ impl<'a, M: Target> Decoder<'a, M> {
 
     /// [`add`](Self::add) for a sequence of the cache that holds the first rows of the prompt already: a fork,
     /// or what [`Cache::match_prefix`] has found. The model runs over the others, and the decoder owns
-    /// the sequence from then on.
+    /// the sequence from then on. With quantised storage what was matched is read quantised, so the bits may be
+    /// others than those of a prompt that is added whole.
     ///
     /// # Errors
     /// As [`add`](Self::add), and [`Error::Option`] if the sequence holds all of the prompt or more: its last token
     /// must not be cached. The sequence stays the caller's then, as it was.
     pub fn add_cached(&mut self, seq: SeqId, prompt: &[u32]) -> Result<usize, Error> {
         let held = self.cache.len(seq)?;
+        if self.sequences.iter().any(|own| own.seq == seq && !own.freed) {
+            return Err(invalid(
+                "seq",
+                "a sequence that the decoder does not have yet",
+                format!("{seq:?}"),
+            ));
+        }
+        let mut longest = held;
+        for layer in 0..self.cache.config().layers {
+            longest = longest.max(self.cache.layer_len(layer, seq)?);
+        }
+        if longest > held {
+            let uneven = kvcache::Error::UnevenLayers { sequence: seq, shortest: held, longest };
+            return Err(uneven.into());
+        }
         let Some((_, known)) = prompt.split_last() else {
             return Err(invalid("prompt", "at least one token", "none"));
         };
         check_tokens("prompt", prompt, self.model.vocabulary())?;
         if held > known.len() {
             let expected = format!("more tokens than the {held} rows that its sequence holds");
-            return Err(invalid("prompt", expected, prompt.len()));
+            return Err(invalid("prompt", expected, format!("{} tokens", prompt.len())));
         }
         if held < known.len() {
             let pass = Pass {
@@ -314,6 +330,7 @@ impl<'a, M: Target> Decoder<'a, M> {
             return Ok(());
         };
         sequence.freed = true;
+        sequence.text = Vec::new();
         if sequence.generation.finish.is_none() {
             sequence.generation.finish = Some(Finish::Released);
             drafter.finish(index);

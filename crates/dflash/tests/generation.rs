@@ -585,10 +585,12 @@ fn prompts_that_are_cached_in_part() {
     let error = decoder.add_cached(forks[0], &prompt[..7]).unwrap_err().to_string();
     assert_eq!(
         error,
-        "`prompt` is 7, expected more tokens than the 7 rows that its sequence holds"
+        "`prompt` is 7 tokens, expected more tokens than the 7 rows that its sequence holds"
     );
     for fork in forks {
         decoder.add_cached(fork, &prompt).unwrap();
+        let error = decoder.add_cached(fork, &prompt).unwrap_err().to_string();
+        assert!(error.contains("a sequence that the decoder does not have yet"), "{error}");
     }
     decoder.add(&prompt).unwrap();
     while decoder.step(&mut PromptLookup::default()).unwrap() {}

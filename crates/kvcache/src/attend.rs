@@ -42,7 +42,8 @@ impl Cache {
     ///
     /// Sums are in `f32`, those with codes in whole numbers: queries times scales, and weights times scales, are
     /// rounded to 16 bits there (docs/derivation.md, section 2). With [`Isa::Avx512Bf16`] the scores of bf16
-    /// queries and bf16 keys come from products of pairs, in which numbers below the smallest normal one are 0.
+    /// queries and bf16 keys come from products of pairs, in which numbers below the smallest normal one are 0; they
+    /// must be within the range of `f32` before the scale, too.
     /// Sums of values are divided by the sum of their weights in the end, so the largest value times the rows that
     /// a query sees must be a number of `f32`, or the output is not finite; with quantised values that
     /// spreads to all numbers of the row.

@@ -44,7 +44,7 @@ pub struct Config {
     /// Full precision that no query after the last append reads is released: a query at an older position
     /// then reads such pages quantised too.
     ///
-    /// Pages with rows of a tree are read in full precision by its nodes; for the same bits as decoding
+    /// Pages that hold rows of a tree are read in full precision by its nodes; for the same bits as decoding
     /// token by token, `residual` must be above the depth of the tree.
     pub residual: usize,
     /// Rows beyond this window are never read again; a paged cache releases their pages, a contiguous one
@@ -283,8 +283,8 @@ pub enum Rows<'a> {
     Last(usize),
     /// The last rows are the nodes of a token tree, given by the parent of each (`-1`: none, a child of
     /// the row before the tree). A node sees the rows before the tree, its ancestors and itself; its
-    /// position is the number of rows before the tree plus its depth. Pages that rows of the tree are in it reads
-    /// in full precision, whatever [`Config::residual`] says.
+    /// position is the number of rows before the tree plus its depth. Pages that hold rows of the tree are
+    /// read in full precision, whatever [`Config::residual`] says.
     Tree(&'a [i64]),
 }
 

@@ -270,7 +270,7 @@ impl Slab {
         }
     }
 
-    /// The numbers of a row as attention takes them.
+    /// The numbers of a row as attention takes them; those of codes at most the largest of `f32`.
     pub(crate) fn read(&self, form: Form, page: u32, head: usize, row: usize, to: &mut [f32]) {
         let start = Self::start(form, page, head);
         for (column, to) in to.iter_mut().enumerate() {

@@ -8,7 +8,7 @@ use common::check_outputs;
 use kvcache::{
     Cache, Config, Layout, Options, Queries, Rows, SeqId, Storage, Window, attend_reference,
 };
-use ndarray::{Array3, Axis, concatenate};
+use ndarray::{Array3, Axis, concatenate, s};
 use tensor_utils::testing::{Seeded, isas};
 use tensor_utils::{Element, bf16, f16};
 
@@ -126,17 +126,32 @@ fn options_have_their_effect() {
         Options { window: Some(Window { size: 5, sinks: 100 }), ..Options::default() },
         Options { window: Some(Window { size: 1000, sinks: 1 }), ..Options::default() },
     ];
-    for storage in [Storage::F32, Storage::Int8] {
+    for storage in [Storage::F32, Storage::Bf16, Storage::Int8] {
         for options in &options {
             let config = Config::new(1, 2, 32).stored_as(storage);
             let (cache, seq) = filled(&config, 300, seeded);
             check(&cache, seq, Rows::Last(1), 2, options, seeded);
-            if storage == Storage::F32 {
+            if !storage.is_quantised() {
                 check(&cache, seq, Rows::Last(150), 2, options, seeded);
                 let parents = [-1, 0, 0, 1, 1, -1, 5, 3];
                 check(&cache, seq, Rows::Tree(&parents), 2, options, seeded);
             }
         }
+    }
+}
+
+/// Queries may be strided in any way.
+#[test]
+fn strided_queries() {
+    let seeded = &mut Seeded::new(8);
+    let config = Config::new(1, 2, 33).stored_as(Storage::Bf16);
+    let (cache, seq) = filled(&config, 100, seeded);
+    let wide = seeded.normal::<f32, _>((6, 4, 66)).mapv(bf16::from_f32);
+    let strided = wide.slice(s![..;-2, .., ..;2]);
+    for isa in isas() {
+        let options = Options { isa: Some(isa), ..Options::default() };
+        let attend = |q| cache.attend(0, q, &[Queries::last(seq, 3)], &options).unwrap();
+        assert_eq!(attend(strided), attend(strided.to_owned().view()), "{isa:?}");
     }
 }
 

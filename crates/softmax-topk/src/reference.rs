@@ -296,7 +296,7 @@ fn log_softmax<A: Float>(scores: &[A], temperature: f64, has_nan: bool) -> (Vec<
     }
     if !max.is_finite() {
         let equal = scaled.iter().filter(|&&s| s == max).count();
-        let share = -A::from_f64(equal as f64).ln();
+        let share = A::ZERO - A::from_f64(equal as f64).ln();
         let logprobs =
             scaled.iter().map(|&s| if s == max { share } else { A::NEG_INFINITY }).collect();
         return (logprobs, max);

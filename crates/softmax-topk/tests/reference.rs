@@ -378,6 +378,13 @@ fn scores_that_are_far_apart() {
     ] {
         assert_eq!((top.kept[0], top.probs[[0, 0]].to_bits()), (2, 0));
     }
+    let certain = array![[f64::INFINITY, 0.0, f64::NEG_INFINITY]];
+    for top in [
+        softmax_topk(certain.view(), 3, &options).unwrap(),
+        softmax_topk_reference(certain.view(), 3, &options).unwrap(),
+    ] {
+        assert_eq!((top.kept[0], top.probs[[0, 0]].to_bits()), (1, 0));
+    }
     let options = Options { log: true, ..Options::default() };
     let top = softmax_topk(array![[3e38_f32, -3e38]].view(), 2, &options).unwrap();
     assert_eq!((top.kept[0], top.probs[[0, 0]].to_bits()), (2, 0));

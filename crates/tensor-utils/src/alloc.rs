@@ -29,8 +29,8 @@ pub fn try_array<T: Zeroable, I: IntoDimension>(
     Array::from_shape_vec(shape, zeros).map_err(|_| error)
 }
 
-/// A buffer of `T::default()` with room for an array of shape `shape`, on large pages as an array of
-/// [`try_array`] is.
+/// A buffer of `T::default()` with room for an array of shape `shape`. Of numbers of 32 and 64 bits it is untouched
+/// and on large pages as an array of [`try_array`] is; others are written one by one.
 ///
 /// # Errors
 /// [`ShapeError::TooLarge`] if there is no memory of that size.
@@ -51,11 +51,11 @@ pub fn try_vec<T: Clone + Default>(
 fn ask_for_large_pages<T>(memory: &mut [T]) {
     #[cfg(all(target_os = "linux", not(miri)))]
     if size_of_val(memory) >= LARGE {
-        const PAGE: usize = 4096;
+        const PAGE: usize = 2 << 20;
         let start: *mut u8 = memory.as_mut_ptr().cast();
         let before = start.align_offset(PAGE);
         let whole = (size_of_val(memory) - before) / PAGE * PAGE;
-        // SAFETY: whole pages within memory that is borrowed here; the advice changes nothing that is in them.
+        // SAFETY: whole pages of any size within memory that is borrowed here; the advice changes nothing that is in them.
         #[allow(unsafe_code, reason = "the call takes an address")]
         unsafe {
             libc::madvise(start.wrapping_add(before).cast(), whole, libc::MADV_HUGEPAGE);

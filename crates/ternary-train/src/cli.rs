@@ -11,7 +11,7 @@ mod values;
 mod verify;
 
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -51,7 +51,14 @@ impl Cli {
     }
 }
 
-/// Prints a line. A reader that has gone changes nothing about what is done and reported.
+/// Prints a line. A reader that has gone changes nothing about what is done and reported; what else goes wrong ends
+/// the program.
 fn say(line: impl Display) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            eprintln!("error: cannot print: {error}");
+            std::process::exit(1);
+        }
+        _ => {}
+    }
 }

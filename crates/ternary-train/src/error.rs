@@ -73,7 +73,7 @@ pub enum Error {
     /// A weight that has no ternary form.
     #[error("`{arg}`, row {row}, columns {first} to {last}: {what}")]
     Group {
-        /// The matrix: the argument, or its name in the model.
+        /// The matrix: the argument, or its name in the model or the file.
         arg: String,
         /// The row.
         row: usize,

@@ -188,9 +188,10 @@ impl Weights {
     /// As [`Projection::project_into`]; some matrices are projected then.
     pub fn project(&mut self, projection: Projection) -> Result<Counts, Error> {
         let mut counts = Counts::default();
-        for Named { weight, .. } in self.matrices_mut() {
+        for Named { weight, name } in self.matrices_mut() {
             let latent = weight.clone();
-            counts = counts.and(projection.project_into(weight, &latent)?);
+            let own = projection.project_into(weight, &latent);
+            counts = counts.and(own.map_err(|error| error.in_matrix(&name))?);
         }
         Ok(counts)
     }

@@ -1,6 +1,6 @@
 //! `generate`: text from a model.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -148,11 +148,12 @@ impl Generate {
                 written = prompt.and_then(|()| out.write_all(&bytes)).and_then(|()| out.flush());
             }
         })?;
-        written?;
-        // There may have been none.
-        if streamed {
-            out.write_all(begin)?;
-        }
+        // There may have been no token. That the reader has gone is no failure.
+        written = written.and_then(|()| if streamed { out.write_all(begin) } else { Ok(()) });
+        written.or_else(|error| match error.kind() {
+            ErrorKind::BrokenPipe => Ok(()),
+            _ => Err(error),
+        })?;
         Ok(Texts { tokens, note: String::new(), streamed })
     }
 }

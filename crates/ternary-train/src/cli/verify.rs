@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use ternary_train::formats::read_folder;
 use ternary_train::{Ternary, check_ternary};
 
@@ -24,7 +24,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let group = args.group.or(config.ternary.map(|projection| projection.group)).unwrap_or(128);
     let (mut groups, mut violations, mut weights_seen, mut zeros) = (0, 0, 0, 0);
     for matrix in weights.matrices() {
-        let found = check_ternary(matrix.weight, group)?;
+        let found = check_ternary(matrix.weight, group).with_context(|| matrix.name.clone())?;
         say(format_args!(
             "{:44} {:6} x {:<6} {:7} groups, {:5} violations, {:.1} % zeros",
             matrix.name,

@@ -77,9 +77,10 @@ impl Texts {
 
     /// [`load`](Self::load) with the tokenizer that was noted.
     pub(in crate::cli) fn load_again(&self, folder: &Path) -> Result<Data> {
-        if self.tokenizer_crc32.is_some_and(|sum| checksum_of_tokenizer(folder).ok() != Some(sum)) {
-            bail!(
-                "{TOKENIZER} in {} is gone, or another since the checkpoint was written",
+        if let Some(sum) = self.tokenizer_crc32 {
+            ensure!(
+                checksum_of_tokenizer(folder)? == sum,
+                "{TOKENIZER} in {} has changed since the checkpoint was written",
                 folder.display()
             );
         }
