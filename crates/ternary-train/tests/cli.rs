@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ternary-train")).args(arguments).output().unwrap()
@@ -188,4 +188,97 @@ fn a_training_that_diverges_says_so_and_leaves_nothing_to_go_on_from() {
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success() && error.contains("training diverged at step 1"), "{error}");
     assert!(!folder.path().join("model/checkpoint.safetensors").exists());
+}
+
+/// A small trained model in `out`.
+fn small(text: &Path, out: &Path) {
+    write_text(text);
+    assert!(train(text.to_str().unwrap(), out.to_str().unwrap(), &[]).status.success());
+}
+
+/// The texts are found from any folder, under the path that they had; another tokenizer is refused.
+#[test]
+fn a_run_is_resumed_from_another_folder_with_its_own_tokenizer() {
+    let folder = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    write_text(&folder.path().join("text.txt"));
+    let here = |folder: &Path, arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ternary-train"));
+        command.args(arguments).current_dir(folder).output().unwrap()
+    };
+    let out = folder.path().join("model");
+    let out = out.to_str().unwrap();
+    let sizes =
+        ["--steps", "2", "--batch", "2", "--context", "16", "--eval-windows", "4", "--quiet"];
+    let start = [&["train", "--text", "text.txt", "--out", out][..], &sizes].concat();
+    assert!(here(folder.path(), &start).status.success());
+    let resume = ["train", "--resume", "--out", out, "--quiet"];
+    let resumed = here(elsewhere.path(), &resume);
+    assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+    let tokenizer = Path::new(out).join("tokenizer.json");
+    let mut json = std::fs::read(&tokenizer).unwrap();
+    json.push(b' ');
+    std::fs::write(&tokenizer, json).unwrap();
+    assert!(refused(&resume).contains("has changed since the checkpoint was written"));
+    std::fs::remove_file(&tokenizer).unwrap();
+    assert!(refused(&resume).contains("tokenizer.json"));
+}
+
+/// What is refused leaves no folder.
+#[test]
+fn what_is_refused_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("new");
+    for options in [&["--resume"][..], &["--val", "b"], &["--text", "none.txt"]] {
+        refused(&[&["train", "--out", out.to_str().unwrap()], options].concat());
+        assert!(!out.exists(), "{options:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_generated_is_said_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    small(&folder.path().join("text.txt"), &model);
+    let generate = ["generate", "--model", model.to_str().unwrap(), "--prompt", "abc "];
+    // Nothing more is the same whatever it is to be chosen by.
+    for way in [&[][..], &["--beams", "2"], &["--speculative", "3"], &["--temperature", "1"]] {
+        let text = printed(&[&generate[..], &["--max-tokens", "0"], way].concat());
+        assert_eq!(text.trim_end(), "abc", "{way:?}");
+    }
+    let output = run(&[&generate[..], &["--temperature", "1", "--top-k", "0"]].concat());
+    assert_eq!(output.stdout, b"");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(error.matches("`k` is 0").count(), 1, "{error}");
+    // A weight without ternary form comes with its matrix and its folder.
+    let file = model.join("model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let at = bytes.len() - 100_001;
+    bytes[at] ^= 0x40;
+    std::fs::write(&file, bytes).unwrap();
+    let error = refused(&generate);
+    assert!(error.contains("model.layers.") && error.contains(model.to_str().unwrap()), "{error}");
+}
+
+/// `head` has gone after its line.
+#[test]
+fn a_closed_output_is_no_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    small(&folder.path().join("text.txt"), &model);
+    for arguments in [
+        &["verify", model.to_str().unwrap()][..],
+        &["generate", "--model", model.to_str().unwrap(), "--prompt", "abc ", "--max-tokens", "9"],
+    ] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ternary-train"))
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !error.contains("panicked"), "{arguments:?}: {error}");
+    }
 }
