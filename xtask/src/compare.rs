@@ -153,7 +153,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let whole = args.package.is_none() && args.case.is_none();
     let peers = peers.iter().map(Peer::name).collect();
     let report = Report::new(whole, machine, peers, rows, precision);
-    say(format_args!("{report}"));
+    say(&report);
     if let Some(path) = &args.json {
         report.write(path)?;
     }

@@ -161,7 +161,7 @@ fn print<'a>(rows: impl Iterator<Item = &'a Row>) -> usize {
         table.add_row([&row.package, &row.name, &verdict, &row.test, &time]);
         caught += usize::from(row.verdict == Verdict::Caught);
     }
-    say(format_args!("{table}"));
+    say(&table);
     caught
 }
 

@@ -95,7 +95,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     write(&folder.join("report.md"), &render(&report, changes.as_ref(), "report.md")?)?;
     write(&folder.join("report.json"), &(serde_json::to_string_pretty(&report)? + "\n"))?;
     if let Some(changes) = &changes {
-        say(format_args!("{changes}"));
+        say(changes);
     }
     if args.open {
         opener::open_browser(&page).with_context(|| format!("cannot open {}", page.display()))?;

@@ -19,7 +19,7 @@ use crate::workspace::{self, say};
 pub(crate) fn run() -> Result<ExitCode> {
     let findings = check_workspace()?;
     for finding in &findings {
-        say(format_args!("{finding}"));
+        say(finding);
     }
     say(format_args!("{} findings", findings.len()));
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

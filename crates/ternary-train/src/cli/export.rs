@@ -53,7 +53,7 @@ impl Export {
             Format::Gguf => write_gguf(&self.out, &config, &weights, &tokenizer)?,
             Format::Safetensors => write_folder(&self.out, &config, &weights, Some(&tokenizer))?,
         }
-        say(format_args!("{}", self.out.display()));
+        say(self.out.display());
         Ok(())
     }
 }

@@ -245,7 +245,7 @@ fn make_writable(out: &Path) -> Result<()> {
 impl Start {
     /// The folder of `--init`, if it has a tokenizer.
     fn own_tokenizer(&self) -> Option<&Path> {
-        self.init.as_deref().filter(|folder| folder.join("tokenizer.json").exists())
+        self.init.as_deref().filter(|folder| folder.join(super::folder::TOKENIZER).exists())
     }
 
     /// The model of `--init`.

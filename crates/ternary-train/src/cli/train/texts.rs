@@ -6,11 +6,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use ternary_train::{Corpus, Leakage, Tokenizer, find_leak, windows_of};
 
+use crate::cli::folder::TOKENIZER;
+
 /// Folders of the workspace that hold no prose.
 const NOT_PROSE: [&str; 3] = ["target", "fixtures", "reports"];
-
-/// The tokenizer of a folder.
-const TOKENIZER: &str = "tokenizer.json";
 
 /// Which texts, and how they are read.
 #[derive(Debug, Clone, Serialize, Deserialize)]
