@@ -49,15 +49,24 @@ pub trait Element: Zeroable + Copy + Debug + Default + PartialEq + Send + Sync +
     ///
     /// # Errors
     /// The view, for types that are computed in another one.
+    #[inline(always)]
     fn as_acc_mut<D: Dimension>(
         view: ArrayViewMut<'_, Self, D>,
-    ) -> Result<ArrayViewMut<'_, Self::Acc, D>, ArrayViewMut<'_, Self, D>>;
+    ) -> Result<ArrayViewMut<'_, Self::Acc, D>, ArrayViewMut<'_, Self, D>> {
+        Err(view)
+    }
 
     /// The slice itself if this type is its own compute type.
-    fn as_acc_slice(slice: &[Self]) -> Option<&[Self::Acc]>;
+    #[inline(always)]
+    fn as_acc_slice(_: &[Self]) -> Option<&[Self::Acc]> {
+        None
+    }
 
     /// The slice itself if this is its own compute type.
-    fn from_acc_slice_mut(slice: &mut [Self::Acc]) -> Option<&mut [Self]>;
+    #[inline(always)]
+    fn from_acc_slice_mut(_: &mut [Self::Acc]) -> Option<&mut [Self]> {
+        None
+    }
 
     /// The instance of a kernel for this type.
     fn instance<P: PerElement>(instances: &Instances<P>) -> fn(P::Arguments<Self>) -> P::Output;
@@ -232,23 +241,6 @@ impl Element for bf16 {
     fn instance<P: PerElement>(instances: &Instances<P>) -> fn(P::Arguments<Self>) -> P::Output {
         instances.bf16
     }
-
-    #[inline(always)]
-    fn as_acc_slice(_: &[Self]) -> Option<&[f32]> {
-        None
-    }
-
-    #[inline(always)]
-    fn from_acc_slice_mut(_: &mut [f32]) -> Option<&mut [Self]> {
-        None
-    }
-
-    #[inline(always)]
-    fn as_acc_mut<D: Dimension>(
-        view: ArrayViewMut<'_, Self, D>,
-    ) -> Result<ArrayViewMut<'_, f32, D>, ArrayViewMut<'_, Self, D>> {
-        Err(view)
-    }
 }
 
 impl Element for f16 {
@@ -285,23 +277,6 @@ impl Element for f16 {
 
     fn instance<P: PerElement>(instances: &Instances<P>) -> fn(P::Arguments<Self>) -> P::Output {
         instances.f16
-    }
-
-    #[inline(always)]
-    fn as_acc_slice(_: &[Self]) -> Option<&[f32]> {
-        None
-    }
-
-    #[inline(always)]
-    fn from_acc_slice_mut(_: &mut [f32]) -> Option<&mut [Self]> {
-        None
-    }
-
-    #[inline(always)]
-    fn as_acc_mut<D: Dimension>(
-        view: ArrayViewMut<'_, Self, D>,
-    ) -> Result<ArrayViewMut<'_, f32, D>, ArrayViewMut<'_, Self, D>> {
-        Err(view)
     }
 
     // `half` uses the processor's conversion of eight at once where there is one.

@@ -131,6 +131,34 @@ fn weights_of_another_model_are_refused() {
     assert!(error.starts_with("cannot read or write") && error.ends_with("config.json"), "{error}");
 }
 
+/// NaN and infinity are refused where they are written and where they are read, and named.
+#[test]
+fn weights_that_are_not_finite_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let (config, weights) = small();
+    let gguf = folder.path().join("model.gguf");
+    for (value, name) in [(f32::NAN, "NaN"), (f32::NEG_INFINITY, "-inf")] {
+        let mut broken = weights.clone();
+        broken.layers[1].q_norm[3] = value;
+        let error = write_folder(folder.path(), &config, &broken, None).unwrap_err().to_string();
+        let what = format!("`model.layers.1.self_attn.q_norm.weight` has {name} at element 3");
+        assert!(error.contains(&what), "{error}");
+        let error = write_gguf(&gguf, &config, &broken, &Tokenizer::bytes()).unwrap_err();
+        let what = format!("`blk.1.attn_q_norm.weight` has {name} at element 3");
+        assert!(error.to_string().contains(&what), "{error}");
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    // Elsewhere written, with the last weight of the file.
+    write_folder(folder.path(), &config, &weights, None).unwrap();
+    let path = folder.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    let error = refused(folder.path());
+    assert!(error.contains("has inf at element") && error.contains("expected finite"), "{error}");
+}
+
 #[test]
 fn what_cannot_be_written_is_named_and_what_was_there_stays() {
     let folder = TempDir::new().unwrap();

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use tempfile::NamedTempFile;
 
+use super::check_finite;
 use super::safetensors::{File, tensors, write};
 use crate::ops::slice_mut;
 use crate::{Config, Error, Tokenizer, Weights};
@@ -27,8 +28,8 @@ struct Index {
 ///
 /// # Errors
 /// [`Error::Io`] for a file that cannot be read, [`Error::File`] for one that is cut short, or whose
-/// tensors are missing, unknown, or of another shape or type than the configuration asks for. The
-/// head may be missing if it is tied.
+/// tensors are missing, unknown, of another shape or type than the configuration asks for, or not
+/// finite. The head may be missing if it is tied.
 pub fn read_folder(folder: &Path) -> Result<(Config, Weights), Error> {
     let config = Config::read(&folder.join(CONFIG))?;
     let whole = folder.join(WEIGHTS);
@@ -107,7 +108,8 @@ fn read_one(
 ///
 /// # Errors
 /// [`Error::Io`] if a file cannot be written; [`Error::Config`] and [`Error::Shape`] if the weights
-/// are not those of the configuration, [`Error::Op`] if they are not row-major.
+/// are not those of the configuration, [`Error::Op`] if they are not row-major, [`Error::File`] if they are
+/// not finite.
 pub fn write_folder(
     folder: &Path,
     config: &Config,
@@ -116,9 +118,10 @@ pub fn write_folder(
 ) -> Result<(), Error> {
     weights.check(config)?;
     let tensors = tensors(weights)?;
+    let path = folder.join(WEIGHTS);
+    tensors.iter().try_for_each(|(name, _, values)| check_finite(&path, name, values))?;
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
     write_file(&folder.join(CONFIG), |file| file.write_all(config.to_json().as_bytes()))?;
-    let path = folder.join(WEIGHTS);
     write_file(&path, |file| write(file, &tensors))?;
     let index = folder.join(INDEX);
     if index.exists() {

@@ -11,6 +11,7 @@ use std::path::Path;
 use ndarray::Array2;
 use tensor_utils::f16;
 
+use super::check_finite;
 use super::folder::write_file;
 use crate::ops::slice;
 use crate::tokenizer::name_of;
@@ -59,7 +60,8 @@ enum Data<'a> {
 /// [`Error::Config`] and [`Error::Shape`] if the weights are not those of the configuration, or have a
 /// shape or group size that blocks of 64 do not divide; [`Error::Op`] if they are not row-major;
 /// [`Error::Group`] if they are not ternary; [`Error::Option`] if the tokenizer has more tokens than the
-/// vocabulary, or is not a byte-level BPE; [`Error::Io`] if the file cannot be written.
+/// vocabulary, or is not a byte-level BPE; [`Error::File`] if a float weight is not finite;
+/// [`Error::Io`] if the file cannot be written.
 pub fn write_gguf(
     path: &Path,
     config: &Config,
@@ -71,8 +73,11 @@ pub fn write_gguf(
     let header = header(config, tokenizer, &tensors)?;
     // Everything that can be wrong with the weights shows before anything is written.
     for tensor in &tensors {
-        if let Data::Ternary(w, _, group) = tensor.data {
-            Ternary::of_ternary(w, group).map_err(|error| error.in_matrix(&tensor.name))?;
+        match tensor.data {
+            Data::Float(values) => check_finite(path, &tensor.name, values)?,
+            Data::Ternary(w, _, group) => {
+                Ternary::of_ternary(w, group).map_err(|error| error.in_matrix(&tensor.name))?;
+            }
         }
     }
     write_file(path, |file| write(file, &header, &tensors))

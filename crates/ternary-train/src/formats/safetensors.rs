@@ -8,6 +8,7 @@ use safetensors::{Dtype, SafeTensors, tensor::Metadata};
 use serde_json::{Map, Value, json};
 use tensor_utils::{bf16, f16};
 
+use super::check_finite;
 use crate::ops::slice;
 use crate::{Error, Weights};
 
@@ -76,7 +77,7 @@ impl File {
             }
             other => return Err(refuse(format!("is {other:?}, expected F32, F16 or BF16"))),
         }
-        Ok(())
+        check_finite(&self.path, name, to)
     }
 }
 
