@@ -16,11 +16,18 @@ const TOKENS: usize = 4096;
 const HEADS: usize = 32;
 const KEY_HEADS: usize = 8;
 const HEAD_SIZE: usize = 128;
+/// Enough that the caches of the processor do not hold the keys and values of a step until the next one, as
+/// in a model; one layer's may stay there.
+const LAYERS: usize = 8;
 
 fn main() {
     // `--test` runs everything once.
     let pairs = if std::env::args().any(|arg| arg == "--test") { 1 } else { 15 };
-    ratios(pairs);
+    println!("{TOKENS} tokens, {HEADS} heads on {KEY_HEADS}, head size {HEAD_SIZE}, f32:");
+    for layers in [1, LAYERS] {
+        ratios(layers, pairs);
+    }
+    println!();
     let mut criterion = Criterion::default().configure_from_args();
     verification(&mut criterion);
     pieces(&mut criterion);
@@ -43,8 +50,9 @@ fn accepting_logits(tree: &TokenTree) -> Array2<f32> {
     logits
 }
 
-/// One attention layer of a model with 32 query heads on 8 key heads of size 128, after 4,096 tokens.
-struct Layer {
+/// The attention of a model with 32 query heads on 8 key heads of size 128, after 4,096 tokens.
+struct Attention {
+    layers: usize,
     cache: Cache,
     seq: SeqId,
     q: Array3<f32>,
@@ -55,33 +63,37 @@ struct Layer {
     workspace: Workspace,
 }
 
-impl Layer {
-    fn new() -> Self {
+impl Attention {
+    fn new(layers: usize) -> Self {
         let layout = Layout::Paged { pages: 80 };
-        let config = Config::new(1, KEY_HEADS, HEAD_SIZE).with_layout(layout);
+        let config = Config::new(layers, KEY_HEADS, HEAD_SIZE).with_layout(layout);
         let mut cache = Cache::new(&config).expect("a cache");
         let seq = cache.create().expect("a sequence");
         let mut seeded = Seeded::new(1);
         let mut rows = |n, heads| seeded.normal::<f32, _>((n, heads, HEAD_SIZE));
         let (k, v) = (rows(TOKENS, KEY_HEADS), rows(TOKENS, KEY_HEADS));
-        cache.append(0, seq, k.view(), v.view()).expect("room");
+        for layer in 0..layers {
+            cache.append(layer, seq, k.view(), v.view()).expect("room");
+        }
         let (q, k, v) = (rows(NODES, HEADS), rows(NODES, KEY_HEADS), rows(NODES, KEY_HEADS));
         let (o, lse) = (Array3::zeros(q.dim()), Array2::zeros((NODES, HEADS)));
-        Self { cache, seq, q, k, v, o, lse, workspace: Workspace::new() }
+        Self { layers, cache, seq, q, k, v, o, lse, workspace: Workspace::new() }
     }
 
-    /// Appends rows `from..to` and attends.
+    /// Appends rows `from..to` and attends, layer after layer.
     fn attend(&mut self, from: usize, to: usize, queries: &Queries<'_>) {
-        let Self { cache, seq, q, k, v, o, lse, workspace } = self;
+        let Self { layers, cache, seq, q, k, v, o, lse, workspace } = self;
         let rows = || (from..to).into();
         let axis = ndarray::Axis(0);
         let (k, v) = (k.slice_axis(axis, rows()), v.slice_axis(axis, rows()));
-        cache.append(0, *seq, k, v).expect("room");
-        let (o, lse) = (o.slice_axis_mut(axis, rows()), lse.slice_axis_mut(axis, rows()));
         let q = q.slice_axis(axis, rows());
-        cache
-            .attend_into(o, lse, 0, q, &[*queries], &Options::default(), workspace)
-            .expect("arguments fit");
+        for layer in 0..*layers {
+            cache.append(layer, *seq, k, v).expect("room");
+            let (o, lse) = (o.slice_axis_mut(axis, rows()), lse.slice_axis_mut(axis, rows()));
+            cache
+                .attend_into(o, lse, layer, q, &[*queries], &Options::default(), workspace)
+                .expect("arguments fit");
+        }
     }
 
     /// All nodes at once, then back.
@@ -100,8 +112,10 @@ impl Layer {
 
     /// The tree's rows, and the cache without the rejected ones.
     fn append_and_compact(&mut self, kept: &[usize]) -> f64 {
-        let Self { cache, seq, k, v, .. } = self;
-        cache.append(0, *seq, k.view(), v.view()).expect("room");
+        let Self { layers, cache, seq, k, v, .. } = self;
+        for layer in 0..*layers {
+            cache.append(layer, *seq, k.view(), v.view()).expect("room");
+        }
         let seconds = time(|| cache.compact(*seq, TOKENS, kept).expect("rows of the tree"));
         cache.truncate(*seq, TOKENS).expect("rows of the last append");
         seconds
@@ -119,20 +133,21 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-fn ratios(pairs: usize) {
-    let mut layer = Layer::new();
+/// Prints what a pass over all layers takes, by the layer, and what the tree costs around it.
+fn ratios(layers: usize, pairs: usize) {
+    let mut attention = Attention::new(layers);
     let (tokens, parents) = binary_tree();
     let tree = TokenTree::new(&tokens, &parents).expect("a tree");
     let model_output = accepting_logits(&tree);
     let mut logits = model_output.clone();
     let accepted = accept_greedy(&tree, logits.view()).expect("logits fit");
-    layer.verify(&parents);
-    layer.decode(1);
+    attention.verify(&parents);
+    attention.decode(1);
 
     let (mut verify, mut decode, mut books) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..pairs {
-        verify.push(time(|| layer.verify(&parents)));
-        decode.push(time(|| layer.decode(NODES)) / NODES as f64);
+        verify.push(time(|| attention.verify(&parents)));
+        decode.push(time(|| attention.decode(NODES)) / NODES as f64);
         // Logits come from the model, so they have just been written.
         logits.assign(&model_output);
         let tree_and_path = time(|| {
@@ -140,44 +155,39 @@ fn ratios(pairs: usize) {
             black_box((tree.pass_parents(), tree.positions(TOKENS), tree.ancestors().ok()));
             black_box(accept_greedy(&tree, logits.view()).expect("logits fit"));
         });
-        books.push(tree_and_path + layer.append_and_compact(&accepted.nodes));
+        books.push(tree_and_path + attention.append_and_compact(&accepted.nodes));
     }
     let speedup: Vec<f64> =
         verify.iter().zip(&decode).map(|(verify, decode)| NODES as f64 * decode / verify).collect();
     let share: Vec<f64> = books.iter().zip(&decode).map(|(books, decode)| books / decode).collect();
-    let (verify, decode, books) = (median(verify), median(decode), median(books));
-    println!(
-        "one layer, {TOKENS} tokens, {HEADS} heads on {KEY_HEADS}, head size {HEAD_SIZE}, f32:"
-    );
-    println!("  decode one token         {:9.1} us", decode * 1e6);
-    println!("  verify {NODES} nodes at once  {:9.1} us", verify * 1e6);
+    let of_a_layer = |seconds| median(seconds) / layers as f64 * 1e6;
+    let bookkeeping = median(books) * 1e6;
+    println!("{layers} {}:", if layers == 1 { "layer" } else { "layers in turn" });
+    println!("  decode one token         {:9.1} us a layer", of_a_layer(decode));
+    println!("  verify {NODES} nodes at once  {:9.1} us a layer", of_a_layer(verify));
     println!("  {NODES} decode steps over one verification: {:.1}", median(speedup));
+    println!("  bookkeeping of {NODES} nodes, vocabulary {VOCABULARY} (tree, mask, positions,");
     println!(
-        "bookkeeping of {NODES} nodes, vocabulary {VOCABULARY} (tree, mask, positions, acceptance of"
+        "  acceptance of {} nodes, compaction): {bookkeeping:.1} us, {:.1} % of a step's attention",
+        accepted.nodes.len(),
+        100.0 * median(share)
     );
-    println!("  {} nodes, compaction): {:.1} us", accepted.nodes.len(), books * 1e6);
-    let share = 100.0 * median(share);
-    println!(
-        "  share of a decode step's attention: {share:.1} % of one layer, {:.2} % of 32",
-        share / 32.0
-    );
-    println!();
 }
 
-/// Ways to get the logits of 64 drafted tokens: `verification/<way>/64 nodes over 4096`.
+/// Ways to get the logits of 64 drafted tokens, one layer: `verification/<way>/64 nodes over 4096`.
 fn verification(c: &mut Criterion) {
-    let mut layer = Layer::new();
+    let mut attention = Attention::new(1);
     let chain: Vec<i64> = (-1..NODES as i64 - 1).collect();
     let (_, tree) = binary_tree();
     let mut group = c.benchmark_group("verification");
     let label = format!("{NODES} nodes over {TOKENS}");
     for (name, parents) in [("tree", &tree), ("chain", &chain)] {
         group.bench_function(BenchmarkId::new(name, &label), |bencher| {
-            bencher.iter(|| layer.verify(parents));
+            bencher.iter(|| attention.verify(parents));
         });
     }
     group.bench_function(BenchmarkId::new("one token at a time", &label), |bencher| {
-        bencher.iter(|| layer.decode(NODES));
+        bencher.iter(|| attention.decode(NODES));
     });
     group.finish();
 }

@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 
-use ndarray::{ArrayView3, Axis};
+use ndarray::{ArrayView1, ArrayView3, Axis};
 use tensor_utils::tile::pack::widen_row;
 use tensor_utils::{Element, check_shape};
 
 use crate::cache::Cache;
 use crate::error::invalid;
+use crate::form::{Form, Side};
 use crate::options::NO_PAGE;
-use crate::sequence::Sequence;
-use crate::store::{Form, Side};
+use crate::sequence::{Sequence, parts};
 use crate::{Error, Layout, SeqId, Storage};
 
 impl Cache {
@@ -284,41 +284,41 @@ impl Cache {
     ) {
         let page_size = self.config.page_size;
         let old = self.slots[seq.slot as usize].sequence.lens[layer];
-        let mut buffer = std::mem::take(&mut self.row_buffer);
-        for i in 0..rows {
-            let (index, row) = ((old + i) / page_size, (old + i) % page_size);
+        // Head by head: the lines of a record's rows are written while they are in the caches.
+        for (index, row, from, len) in parts(old..old + rows, page_size) {
             for head in 0..self.config.key_heads {
-                for (form, from) in [(self.keys, k), (self.values, v)] {
-                    let from = from.index_axis(Axis(0), first + i);
-                    let width = widen_row(from.index_axis(Axis(0), head), &mut buffer);
-                    self.write_row(layer, seq, index, head, row, form, &buffer[..width]);
+                for (form, rows) in [(self.keys, k), (self.values, v)] {
+                    let rows = rows.index_axis(Axis(1), head);
+                    for i in 0..len {
+                        let place = (layer, index, row + i, head);
+                        self.write_row(seq, form, place, rows.row(first + from - old + i));
+                    }
                 }
             }
-            if row + 1 == page_size {
+            if row + len == page_size {
                 self.quantise_page(layer, seq, index);
             }
         }
-        self.row_buffer = buffer;
         self.slots[seq.slot as usize].sequence.lens[layer] = old + rows;
     }
 
-    fn write_row(
+    /// Writes row `row` of a page of the sequence.
+    fn write_row<T: Element<Acc = f32>>(
         &mut self,
-        layer: usize,
         seq: SeqId,
-        index: usize,
-        head: usize,
-        row: usize,
         form: Form,
-        from: &[f32],
+        (layer, index, row, head): (usize, usize, usize, usize),
+        from: ArrayView1<'_, T>,
     ) {
         let sequence = &self.slots[seq.slot as usize].sequence;
+        widen_row(from, &mut self.row_buffer.floats);
         if form.storage.is_quantised() {
-            self.raw.write(form, sequence.raw[index], (layer, head), row, from);
+            let page = sequence.raw[index];
+            self.raw.write(form, page, (layer, head), row, &self.row_buffer.floats);
         } else {
             let store = &mut self.layers[layer];
             let slab = if form.side == Side::Keys { &mut store.keys } else { &mut store.values };
-            slab.write(form, sequence.pages[index], head, row, from);
+            slab.write(form, (sequence.pages[index], row), head, &mut self.row_buffer);
         }
     }
 

@@ -6,11 +6,13 @@ use ndarray::Array3;
 use tensor_utils::try_array;
 
 use crate::error::invalid;
+use crate::form::{Form, Side};
 use crate::options::NO_PAGE;
 use crate::pages::Pool;
 use crate::prefix::PrefixIndex;
+use crate::raw::RawPool;
 use crate::sequence::{Sequence, Slot};
-use crate::store::{Form, RawPool, Side, Slab};
+use crate::store::{RowBuffer, Slab};
 use crate::{Config, Error, Layout, SeqId};
 
 /// Entries of a page table that a new sequence has room for without allocating.
@@ -40,7 +42,7 @@ pub struct Cache {
     /// Free regions of the contiguous layout.
     pub(crate) regions: Vec<u32>,
     /// A row on its way into the cache.
-    pub(crate) row_buffer: Vec<f32>,
+    pub(crate) row_buffer: RowBuffer,
 }
 
 /// The records of a layer.
@@ -110,7 +112,7 @@ impl Cache {
             slots: Vec::new(),
             free_slots: Vec::new(),
             regions,
-            row_buffer: vec![0.0; config.head_size.max(config.value_size)],
+            row_buffer: RowBuffer::new(config.head_size.max(config.value_size)),
         })
     }
 

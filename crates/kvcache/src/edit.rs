@@ -3,6 +3,8 @@
 use crate::cache::Cache;
 use crate::error::invalid;
 use crate::options::NO_PAGE;
+use crate::sequence::Sequence;
+use crate::store::Move;
 use crate::{Error, SeqId};
 
 impl Cache {
@@ -157,9 +159,7 @@ impl Cache {
         for index in written.clone() {
             self.own_page(seq, index);
         }
-        for (i, &row) in kept.iter().enumerate().skip(fixed) {
-            self.copy_row(seq, base + row, base + i);
-        }
+        self.copy_rows(seq, base, kept, fixed);
         for index in written {
             if (index + 1) * page_size <= end {
                 for layer in 0..self.config.layers {
@@ -171,22 +171,25 @@ impl Cache {
         Ok(())
     }
 
-    fn copy_row(&mut self, seq: SeqId, from: usize, to: usize) {
+    /// Copies rows `base + kept[i]` to `base + i`, from `i = fixed` on.
+    fn copy_rows(&mut self, seq: SeqId, base: usize, kept: &[usize], fixed: usize) {
         let page_size = self.config.page_size;
-        let sequence = &self.slots[seq.slot as usize].sequence;
+        let Sequence { pages, raw, .. } = &self.slots[seq.slot as usize].sequence;
         let place = |table: &[u32], row: usize| (table[row / page_size], row % page_size);
-        let (a, b) = (place(&sequence.pages, from), place(&sequence.pages, to));
+        let moved = kept.iter().enumerate().skip(fixed).map(|(i, row)| (base + row, base + i));
+        let moves = |table| {
+            moved.clone().map(move |(a, b)| Move { from: place(table, a), to: place(table, b) })
+        };
         for layer in &mut self.layers {
             for (slab, form) in [(&mut layer.keys, self.keys), (&mut layer.values, self.values)] {
                 if !form.storage.is_quantised() {
-                    slab.copy_row(form, a, b);
+                    slab.copy_rows(form, moves(pages));
                 }
             }
         }
-        if self.config.is_quantised() {
-            let (a, b) = (place(&sequence.raw, from), place(&sequence.raw, to));
-            for form in [self.keys, self.values] {
-                self.raw.copy_row(form, self.config.layers, a, b);
+        for form in [self.keys, self.values] {
+            if form.storage.is_quantised() {
+                self.raw.copy_rows(form, self.config.layers, moves(raw));
             }
         }
     }

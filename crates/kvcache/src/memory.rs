@@ -3,7 +3,7 @@
 //! (docs/derivation.md, section 5); the example `memory` prints the tables.
 
 use crate::error::invalid;
-use crate::store::{Form, Side};
+use crate::form::{Form, Side};
 use crate::{Config, Error, Storage};
 
 /// What a number of rows has to be.

@@ -1,6 +1,7 @@
 //! Handles of sequences, and what a cache knows of each.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::options::NO_PAGE;
 
@@ -70,4 +71,19 @@ impl Sequence {
     pub(crate) fn raw_page(&self, index: usize) -> Option<u32> {
         self.raw.get(index).copied().filter(|&page| page != NO_PAGE)
     }
+}
+
+/// Cuts rows of a sequence at the ends of its pages: (page, row in the page, row, how many).
+pub(crate) fn parts(
+    rows: Range<usize>,
+    page_size: usize,
+) -> impl Iterator<Item = (usize, usize, usize, usize)> {
+    let (mut index, mut row) = (rows.start / page_size, rows.start % page_size);
+    let mut from = rows.start;
+    std::iter::from_fn(move || {
+        let len = (page_size - row).min(rows.end.saturating_sub(from));
+        let part = (index, row, from, len);
+        (index, row, from) = (index + 1, 0, from + len);
+        (len > 0).then_some(part)
+    })
 }

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use tensor_utils::prefetch_far_address;
 
-use crate::store::Form;
+use crate::form::Form;
 
 /// Bytes of a line of the caches.
 const LINE: usize = 64;

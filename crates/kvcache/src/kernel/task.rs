@@ -15,10 +15,10 @@ use super::queries::{Arithmetic, depth};
 use super::softmax::{cap_scores, rescale, weigh};
 use super::tile::lanes;
 use crate::cache::Cache;
+use crate::form::Form;
 use crate::options::NO_PAGE;
 use crate::plan::{Entry, Task, Unit};
-use crate::sequence::Sequence;
-use crate::store::Form;
+use crate::sequence::{Sequence, parts};
 use crate::{Storage, Window};
 
 /// Keys between two corrections of the running maximum; blocks begin at its multiples.
@@ -333,21 +333,6 @@ impl<'c, S: Simd> State<'_, 'c, S> {
             }
         }
     }
-}
-
-/// Cuts rows of a sequence at the ends of its pages: (page, row in the page, row, how many).
-fn parts(
-    rows: Range<usize>,
-    page_size: usize,
-) -> impl Iterator<Item = (usize, usize, usize, usize)> {
-    let (mut index, mut row) = (rows.start / page_size, rows.start % page_size);
-    let mut from = rows.start;
-    std::iter::from_fn(move || {
-        let len = (page_size - row).min(rows.end.saturating_sub(from));
-        let part = (index, row, from, len);
-        (index, row, from) = (index + 1, 0, from + len);
-        (len > 0).then_some(part)
-    })
 }
 
 /// The keys of a block that the query at `position` sees: those up to its own that no window hides.

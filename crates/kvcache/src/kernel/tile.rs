@@ -5,7 +5,7 @@
 use tensor_utils::simd::{Simd, SimdBase, SimdFrom};
 
 use super::ahead::Lines;
-use crate::store::Part;
+use crate::form::Part;
 
 /// Lanes of a vector of `f32`.
 #[inline(always)]

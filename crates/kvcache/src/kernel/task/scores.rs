@@ -6,6 +6,7 @@ use tensor_utils::simd::Simd;
 
 use super::{Fragment, Scratch, State};
 use crate::Storage;
+use crate::form::Form;
 use crate::kernel::ahead::Ahead;
 use crate::kernel::codes::{Codes, code_product};
 use crate::kernel::factors::Groups;
@@ -14,7 +15,7 @@ use crate::kernel::floats::{Bf16, F16, F32, Numbers, product};
 use crate::kernel::pairs::{self, PairRows};
 use crate::kernel::queries::Arithmetic;
 use crate::kernel::tile::{Mode, Panel, Results};
-use crate::store::{Form, Slab};
+use crate::store::Slab;
 
 impl<S: Simd> State<'_, '_, S> {
     /// Scores of all rows and the fragments' keys, `stride` apart.

@@ -6,11 +6,12 @@ use tensor_utils::simd::Simd;
 
 use super::{Fragment, SCORES, Scratch, State};
 use crate::Storage;
+use crate::form::Form;
 use crate::kernel::codes::{Codes, code_product};
 use crate::kernel::factors::{Groups, PADDING};
 use crate::kernel::floats::{Bf16, F16, F32, Numbers, product};
 use crate::kernel::tile::{Mode, Panel, Results};
-use crate::store::{Form, Slab};
+use crate::store::Slab;
 
 impl<S: Simd> State<'_, '_, S> {
     /// Adds the weighted values of a fragment to the output of some units. The weights are in
