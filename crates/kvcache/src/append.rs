@@ -72,7 +72,7 @@ impl Cache {
         for (&seq, &rows) in seqs.iter().zip(rows) {
             if rows > 0 {
                 self.make_room(layer, seq, rows);
-                self.write_rows(layer, seq, rows, first, &k, &v);
+                self.write_rows(layer, seq, rows, first, &k, &v)?;
                 first += rows;
             }
         }
@@ -281,7 +281,7 @@ impl Cache {
         first: usize,
         k: &ArrayView3<'_, T>,
         v: &ArrayView3<'_, T>,
-    ) {
+    ) -> Result<(), Error> {
         let page_size = self.config.page_size;
         let old = self.slots[seq.slot as usize].sequence.lens[layer];
         // Head by head: the lines of a record's rows are written while they are in the caches.
@@ -296,10 +296,11 @@ impl Cache {
                 }
             }
             if row + len == page_size {
-                self.quantise_page(layer, seq, index);
+                self.quantise_page(layer, seq, index)?;
             }
         }
         self.slots[seq.slot as usize].sequence.lens[layer] = old + rows;
+        Ok(())
     }
 
     /// Writes row `row` of a page of the sequence.
@@ -323,19 +324,25 @@ impl Cache {
     }
 
     /// Quantises a page of one layer that has become full.
-    pub(crate) fn quantise_page(&mut self, layer: usize, seq: SeqId, index: usize) {
+    pub(crate) fn quantise_page(
+        &mut self,
+        layer: usize,
+        seq: SeqId,
+        index: usize,
+    ) -> Result<(), Error> {
         let sequence = &self.slots[seq.slot as usize].sequence;
-        let Some(raw) = sequence.raw_page(index) else { return };
+        let Some(raw) = sequence.raw_page(index) else { return Ok(()) };
         let page = sequence.pages[index];
         let store = &mut self.layers[layer];
         for (slab, form) in [(&mut store.keys, self.keys), (&mut store.values, self.values)] {
             if form.storage.is_quantised() {
                 for head in 0..form.heads {
                     let from = self.raw.record(form, raw, layer, head);
-                    slab.quantise(form, page, head, from);
+                    slab.quantise(self.isa, form, (page, head), from)?;
                 }
             }
         }
+        Ok(())
     }
 }
 
@@ -347,7 +354,12 @@ fn check_finite<T: Element<Acc = f32>>(
     if !storage.is_quantised() {
         return Ok(());
     }
-    match rows.indexed_iter().find(|(_, x)| !x.to_acc().is_finite()) {
+    let is_finite = |x: &T| x.to_acc().is_finite();
+    // By rows first, which are slices: an index for each number costs more than quantising it.
+    if rows.rows().into_iter().all(|row| row.iter().all(is_finite)) {
+        return Ok(());
+    }
+    match rows.indexed_iter().find(|(_, x)| !is_finite(x)) {
         None => Ok(()),
         Some(((row, head, element), x)) => {
             Err(Error::NotFinite { arg, row, head, element, value: x.to_acc() })

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ndarray::Array3;
-use tensor_utils::try_array;
+use tensor_utils::{Isa, try_array};
 
 use crate::error::invalid;
 use crate::form::{Form, Side};
@@ -43,6 +43,8 @@ pub struct Cache {
     pub(crate) regions: Vec<u32>,
     /// A row on its way into the cache.
     pub(crate) row_buffer: RowBuffer,
+    /// What pages are quantised with; all give the same bits.
+    pub(crate) isa: Isa,
 }
 
 /// The records of a layer.
@@ -82,7 +84,7 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error::Option`] for a size of 0 or one that overflows, [`Error::Shape`] if there is no memory
-    /// of that size.
+    /// of that size, [`Error::Isa`] if the variable `KERNELS_ISA` names what this machine does not have.
     pub fn new(config: &Config) -> Result<Self, Error> {
         static CACHES: AtomicU32 = AtomicU32::new(0);
         config.check()?;
@@ -92,6 +94,7 @@ impl Cache {
         };
         let keys = form(Side::Keys, config.keys, config.head_size);
         let values = form(Side::Values, config.values, config.value_size);
+        let isa = Isa::active()?;
         let layer = |_| Ok(LayerStore { keys: Slab::new(keys)?, values: Slab::new(values)? });
         let layers = (0..config.layers).map(layer).collect::<Result<_, Error>>()?;
         let mut pool = Pool::new(pages)?;
@@ -113,6 +116,7 @@ impl Cache {
             free_slots: Vec::new(),
             regions,
             row_buffer: RowBuffer::new(config.head_size.max(config.value_size)),
+            isa,
         })
     }
 

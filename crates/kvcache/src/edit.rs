@@ -163,7 +163,7 @@ impl Cache {
         for index in written {
             if (index + 1) * page_size <= end {
                 for layer in 0..self.config.layers {
-                    self.quantise_page(layer, seq, index);
+                    self.quantise_page(layer, seq, index)?;
                 }
             }
         }

@@ -2,12 +2,12 @@
 //!
 //! Vectors may be loaded past the end of a row, and of the last record, so a slab has a little slack.
 
-use tensor_utils::{Element, ShapeError, bf16, f16, narrow};
+use tensor_utils::{Element, Isa, IsaError, ShapeError, bf16, dispatch, f16, narrow};
 
 use crate::Storage;
 use crate::form::{Form, Side};
 use crate::huge::Huge;
-use crate::quantise::Affine;
+use crate::quantise::{Affine, Quantise};
 
 /// Elements after the last record that a vector may read.
 pub(crate) const SLACK: usize = 64;
@@ -115,34 +115,16 @@ impl Slab {
     }
 
     /// Quantises a full record from the same record in full precision.
-    pub(crate) fn quantise(&mut self, form: Form, page: u32, head: usize, from: &[f32]) {
-        let Self::Words(words) = self else { return };
-        let start = Self::start(form, page, head);
-        let record = &mut words[start..][..form.record];
-        let (affine, codes) = record.split_at_mut(form.head());
-        codes.fill(0);
-        let (scales, minima) = affine.split_at_mut(form.groups);
-        let (raw, top, fields) = (form.raw(), form.top(), form.fields);
-        for group in 0..form.groups {
-            let numbers = || {
-                raw.panels(0..raw.lanes)
-                    .map(|panel| &from[panel.start + group * panel.stride..][..panel.lanes.len()])
-            };
-            let (min, max) = numbers()
-                .flatten()
-                .fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), &x| (a.min(x), b.max(x)));
-            let affine = Affine::covering(min, max, top);
-            scales[group] = affine.scale.to_bits();
-            minima[group] = affine.minimum.to_bits();
-            let (block, r) = (group / (2 * fields), group % (2 * fields));
-            let shift = r / 2 * (16 / fields);
-            for (panel, numbers) in form.panels(0..form.lanes).zip(numbers()) {
-                let words = &mut codes[panel.start + block * panel.stride * 2 + r % 2..];
-                for (word, &x) in words.iter_mut().step_by(2).zip(numbers) {
-                    *word |= (affine.code(x, top) as u16) << shift;
-                }
-            }
-        }
+    pub(crate) fn quantise(
+        &mut self,
+        isa: Isa,
+        form: Form,
+        (page, head): (u32, usize),
+        from: &[f32],
+    ) -> Result<(), IsaError> {
+        let Self::Words(words) = self else { return Ok(()) };
+        let to = &mut words[Self::start(form, page, head)..][..form.record];
+        dispatch(isa, Quantise { form, from, to })
     }
 
     /// Copies all heads of a page.
