@@ -68,12 +68,8 @@ impl<'a, T: Logit> Source<'a, T> {
         if let Some(scores) = self.scores {
             return scores[token];
         }
-        let mut score = self.logits[token].to_acc();
-        if let Some(bias) = self.bias {
-            score += bias[token];
-        }
-        let masked = self.mask.is_some_and(|mask| !mask.allows(token));
-        if masked || (self.ignore_nan && score.is_nan()) { T::Acc::NEG_INFINITY } else { score }
+        let score = self.adjusted(token, self.logits[token].to_acc());
+        if self.ignore_nan && score.is_nan() { T::Acc::NEG_INFINITY } else { score }
     }
 
     /// Calls `f` with each stripe; behind the row it has -inf.
@@ -122,52 +118,84 @@ impl<'a, T: Logit> Source<'a, T> {
     #[inline(always)]
     fn stage<S: Simd>(&self, simd: S, stripe: usize, to: &mut Stripe<T::Acc>) {
         let start = stripe * STRIPE;
-        let left = self.len() - start;
-        if left >= STRIPE {
-            // Its loops have a length that the compiler knows.
-            self.stage_scores(simd, start, STRIPE, to);
+        let len = STRIPE.min(self.len() - start);
+        let bias = self.bias.and_then(|bias| bias.to_slice());
+        if len == STRIPE && bias.is_some() == self.bias.is_some() {
+            let bias = bias.map(|bias| &bias[start..start + STRIPE]);
+            self.stage_whole(simd, start, bias, to);
         } else {
-            self.stage_scores(simd, start, left, to);
-            to[left..].fill(T::Acc::NEG_INFINITY);
-        }
-    }
-
-    /// Writes `len` scores from `start` on.
-    #[inline(always)]
-    fn stage_scores<S: Simd>(&self, simd: S, start: usize, len: usize, to: &mut Stripe<T::Acc>) {
-        match self.contiguous {
-            Some(logits) => widen(&logits[start..start + len], &mut to[..len]),
-            None => {
-                for i in 0..len {
-                    to[i] = self.logits[start + i].to_acc();
-                }
+            self.widen(start, &mut to[..len]);
+            for (token, to) in (start..).zip(&mut to[..len]) {
+                *to = self.adjusted(token, *to);
             }
-        }
-        if let Some(bias) = self.bias {
-            match bias.to_slice() {
-                Some(bias) => {
-                    for (to, bias) in to.iter_mut().zip(&bias[start..start + len]) {
-                        *to += *bias;
-                    }
-                }
-                None => {
-                    for i in 0..len {
-                        to[i] += bias[start + i];
-                    }
-                }
-            }
-        }
-        if let Some(mask) = self.mask {
-            for first in (0..len).step_by(32) {
-                let bits = u64::from(mask.word((start + first) / 32));
-                forbid(simd, bits, &mut to[first..first + 32]);
-            }
+            to[len..].fill(T::Acc::NEG_INFINITY);
         }
         if self.ignore_nan {
-            for to in to.iter_mut() {
+            for to in to {
                 *to = if to.is_nan() { T::Acc::NEG_INFINITY } else { *to };
             }
         }
+    }
+
+    /// A whole stripe, in one go where the logits need not be widened.
+    #[inline(always)]
+    fn stage_whole<S: Simd>(
+        &self,
+        simd: S,
+        start: usize,
+        bias: Option<&[T::Acc]>,
+        to: &mut Stripe<T::Acc>,
+    ) {
+        let lanes = <T::Acc as Float>::Vector::<S>::LEN;
+        let logits = self.contiguous.and_then(T::as_acc_slice);
+        let logits = logits.map(|logits| &logits[start..start + STRIPE]);
+        if logits.is_none() {
+            self.widen(start, to);
+            if bias.is_none() && self.mask.is_none() {
+                return;
+            }
+        }
+        let forbidden = splat(simd, T::Acc::NEG_INFINITY);
+        let mut bits = 0;
+        for at in (0..STRIPE).step_by(lanes) {
+            let mut scores = match logits {
+                Some(logits) => vector(simd, &logits[at..]),
+                None => vector(simd, &to[at..]),
+            };
+            if let Some(bias) = bias {
+                scores += vector(simd, &bias[at..]);
+            }
+            if let Some(mask) = self.mask {
+                if at % 32 == 0 {
+                    bits = u64::from(mask.word((start + at) / 32));
+                }
+                scores = allowed::<S, <T::Acc as Float>::Vector<S>>(simd, bits >> (at % 32))
+                    .select(scores, forbidden);
+            }
+            scores.store_slice(&mut to[at..at + lanes]);
+        }
+    }
+
+    /// Logits from `start` on in the compute type.
+    #[inline(always)]
+    fn widen(&self, start: usize, to: &mut [T::Acc]) {
+        match self.contiguous {
+            Some(logits) => widen(&logits[start..start + to.len()], to),
+            None => {
+                for (i, to) in to.iter_mut().enumerate() {
+                    *to = self.logits[start + i].to_acc();
+                }
+            }
+        }
+    }
+
+    /// The score of a logit, but for NaN.
+    #[inline(always)]
+    fn adjusted(&self, token: usize, logit: T::Acc) -> T::Acc {
+        if self.mask.is_some_and(|mask| !mask.allows(token)) {
+            return T::Acc::NEG_INFINITY;
+        }
+        self.bias.map_or(logit, |bias| logit + bias[token])
     }
 }
 
@@ -197,18 +225,16 @@ fn padded<A: Float>(scores: &[A]) -> Stripe<A> {
     stripe
 }
 
-/// -inf for scores whose bit is 0.
+/// The first numbers of a slice.
 #[inline(always)]
-fn forbid<S: Simd, A: Float>(simd: S, bits: u64, scores: &mut [A]) {
-    let lanes = A::Vector::<S>::LEN;
-    let forbidden = splat(simd, A::NEG_INFINITY);
-    for (i, chunk) in scores.chunks_exact_mut(lanes).enumerate() {
-        let allowed = <A::Vector<S> as SimdBase<S>>::Mask::from_bitmask(
-            simd,
-            bits >> (i * lanes) & low_bits(lanes),
-        );
-        allowed.select(A::Vector::<S>::from_slice(simd, chunk), forbidden).store_slice(chunk);
-    }
+fn vector<S: Simd, A: Float>(simd: S, numbers: &[A]) -> A::Vector<S> {
+    A::Vector::<S>::from_slice(simd, &numbers[..A::Vector::<S>::LEN])
+}
+
+/// A mask of the lowest bits.
+#[inline(always)]
+fn allowed<S: Simd, V: SimdBase<S>>(simd: S, bits: u64) -> V::Mask {
+    V::Mask::from_bitmask(simd, bits & low_bits(V::LEN))
 }
 
 /// So many low bits set.
