@@ -1,4 +1,7 @@
-//! Decoding over the cache, for each storage, beside the oracle; ids `op/storage/shape`.
+//! Decoding over the cache, for each storage, beside the oracle, and what changes the cache; ids
+//! `op/storage/shape`.
+
+use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kvcache::{
@@ -95,5 +98,38 @@ fn verify(c: &mut Criterion) {
     c.bench_function("decode/oracle/1x256", |b| b.iter(oracle));
 }
 
-criterion_group!(benches, decode, verify);
+/// A page of rows behind 4,096, and the path of five nodes that is kept of it.
+fn change(c: &mut Criterion) {
+    let (_, key_heads, d) = HEADS;
+    let (n, len) = (64, 4096);
+    let rows: Array3<f32> = Seeded::new(6).normal((n, key_heads, d));
+    for storage in Storage::ALL {
+        let (mut cache, seqs) = filled(storage, 1, len, false);
+        let seq = seqs[0];
+        let mut append = || {
+            cache.append(0, seq, rows.view(), rows.view()).expect("there are pages");
+            cache.truncate(seq, len).expect("rows of the last append");
+        };
+        let mut group = c.benchmark_group("append");
+        group.throughput(Throughput::Elements((2 * n * key_heads * d) as u64));
+        let id = BenchmarkId::new(storage.name(), format!("{n} after {len}"));
+        group.bench_function(id, |b| b.iter(&mut append));
+        group.finish();
+
+        let mut compact = || {
+            cache.append(0, seq, rows.view(), rows.view()).expect("there are pages");
+            let start = Instant::now();
+            cache.compact(seq, len, &[1, 4, 10, 22, 46]).expect("rows of the last append");
+            let taken = start.elapsed();
+            cache.truncate(seq, len).expect("rows of the last append");
+            taken
+        };
+        let id = BenchmarkId::new(storage.name(), format!("5 of {n} after {len}"));
+        c.benchmark_group("compact").bench_function(id, |b| {
+            b.iter_custom(|times| (0..times).map(|_| compact()).sum::<Duration>());
+        });
+    }
+}
+
+criterion_group!(benches, decode, verify, change);
 criterion_main!(benches);

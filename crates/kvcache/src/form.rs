@@ -188,7 +188,7 @@ impl Form {
                     every: together,
                     start: panel.start + line,
                     step: panel.stride * width,
-                    len: (self.columns - line.min(self.columns)).div_ceil(together),
+                    len: self.columns.saturating_sub(line).div_ceil(together),
                 },
                 Side::Values => Line {
                     column: panel.lanes.start,
