@@ -52,7 +52,6 @@ fn accepting_logits(tree: &TokenTree) -> Array2<f32> {
 
 /// The attention of a model with 32 query heads on 8 key heads of size 128, after 4,096 tokens.
 struct Attention {
-    layers: usize,
     cache: Cache,
     seq: SeqId,
     q: Array3<f32>,
@@ -77,17 +76,17 @@ impl Attention {
         }
         let (q, k, v) = (rows(NODES, HEADS), rows(NODES, KEY_HEADS), rows(NODES, KEY_HEADS));
         let (o, lse) = (Array3::zeros(q.dim()), Array2::zeros((NODES, HEADS)));
-        Self { layers, cache, seq, q, k, v, o, lse, workspace: Workspace::new() }
+        Self { cache, seq, q, k, v, o, lse, workspace: Workspace::new() }
     }
 
     /// Appends rows `from..to` and attends, layer after layer.
     fn attend(&mut self, from: usize, to: usize, queries: &Queries<'_>) {
-        let Self { layers, cache, seq, q, k, v, o, lse, workspace } = self;
+        let Self { cache, seq, q, k, v, o, lse, workspace } = self;
         let rows = || (from..to).into();
         let axis = ndarray::Axis(0);
         let (k, v) = (k.slice_axis(axis, rows()), v.slice_axis(axis, rows()));
         let q = q.slice_axis(axis, rows());
-        for layer in 0..*layers {
+        for layer in 0..cache.config().layers {
             cache.append(layer, *seq, k, v).expect("room");
             let (o, lse) = (o.slice_axis_mut(axis, rows()), lse.slice_axis_mut(axis, rows()));
             cache
@@ -112,8 +111,8 @@ impl Attention {
 
     /// The tree's rows, and the cache without the rejected ones.
     fn append_and_compact(&mut self, kept: &[usize]) -> f64 {
-        let Self { layers, cache, seq, k, v, .. } = self;
-        for layer in 0..*layers {
+        let Self { cache, seq, k, v, .. } = self;
+        for layer in 0..cache.config().layers {
             cache.append(layer, *seq, k.view(), v.view()).expect("room");
         }
         let seconds = time(|| cache.compact(*seq, TOKENS, kept).expect("rows of the tree"));

@@ -162,16 +162,6 @@ impl Form {
         self.heads * self.record * self.element_bytes()
     }
 
-    /// Where the numbers from `r` on of a lane are that lie next to one another, the first of them `r`.
-    #[inline(always)]
-    fn place(self, r: usize, lane: usize) -> usize {
-        let (together, width) = self.step();
-        let first = lane / PANEL * PANEL;
-        let stride = PANEL.min(self.lanes - first);
-        let step = r / together * stride + lane - first;
-        first * (self.words / self.lanes) + step * width
-    }
-
     /// Where the elements of a row of floats are: at equal distances in each of a few lines.
     #[inline(always)]
     pub(crate) fn lines(self, row: usize) -> impl Iterator<Item = Line> {
@@ -201,28 +191,20 @@ impl Form {
         })
     }
 
-    /// `r` and the lane of element `column` of row `row`.
-    #[inline(always)]
-    fn turned(self, row: usize, column: usize) -> (usize, usize) {
-        match self.side {
-            Side::Keys => (column, row),
-            Side::Values => (row, column),
-        }
-    }
-
-    /// Where element `column` of row `row` of an `f32` record is.
-    #[inline(always)]
-    pub(crate) fn at(self, row: usize, column: usize) -> usize {
-        let (r, lane) = self.turned(row, column);
-        self.place(r, lane)
-    }
-
-    /// Word and shift of element `column` of row `row`.
+    /// Word and shift of the code of element `column` of row `row`.
     #[inline(always)]
     pub(crate) fn word_at(self, row: usize, column: usize) -> (usize, usize) {
-        let (r, lane) = self.turned(row, column);
-        let within = r % (2 * self.fields);
-        (self.place(r, lane) + within % 2, within / 2 * (16 / self.fields))
+        let (r, lane) = match self.side {
+            Side::Keys => (column, row),
+            Side::Values => (row, column),
+        };
+        let (together, width) = self.step();
+        let first = lane / PANEL * PANEL;
+        let stride = PANEL.min(self.lanes - first);
+        let block =
+            first * (self.words / self.lanes) + (r / together * stride + lane - first) * width;
+        let within = r % together;
+        (block + within % 2, within / 2 * (16 / self.fields))
     }
 
     pub(crate) fn field_mask(self) -> u16 {
@@ -243,9 +225,30 @@ pub(crate) struct Part {
 /// Elements of a row: `column`, `column + every`, .. are at `start`, `start + step`, .. of a record.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Line {
-    pub(crate) column: usize,
-    pub(crate) every: usize,
-    pub(crate) start: usize,
-    pub(crate) step: usize,
-    pub(crate) len: usize,
+    column: usize,
+    every: usize,
+    start: usize,
+    step: usize,
+    len: usize,
+}
+
+impl Line {
+    /// The columns and the places, if both are neighbours.
+    #[inline(always)]
+    pub(crate) fn runs(self) -> Option<(Range<usize>, Range<usize>)> {
+        let Self { column, start, len, .. } = self;
+        (self.every == 1 && self.step == 1).then(|| (column..column + len, start..start + len))
+    }
+
+    /// Which elements of the row.
+    #[inline(always)]
+    pub(crate) fn columns(self) -> impl Iterator<Item = usize> {
+        (0..self.len).map(move |i| self.column + i * self.every)
+    }
+
+    /// Where they are in the record.
+    #[inline(always)]
+    pub(crate) fn places(self) -> impl Iterator<Item = usize> {
+        (0..self.len).map(move |i| self.start + i * self.step)
+    }
 }

@@ -144,9 +144,10 @@ fn pack<S: Simd>(
                     both |= (code & 0xff) << shift as u32;
                 }
                 let both: S::u16s = both.bitcast();
-                match words.len() == 2 * lanes {
-                    true => both.store_slice(words),
-                    false => words.copy_from_slice(&both.as_slice()[..words.len()]),
+                if words.len() == 2 * lanes {
+                    both.store_slice(words);
+                } else {
+                    words.copy_from_slice(&both.as_slice()[..words.len()]);
                 }
             }
         },
@@ -179,7 +180,7 @@ mod tests {
     use super::*;
     use crate::Storage;
     use crate::form::Side;
-    use crate::store::SLACK;
+    use crate::store::{SLACK, write_row};
 
     /// Whole vectors, what is left of them, several panels; a group of one value, one whose range is below
     /// the smallest scale, and one that reaches from end to end of `f32`.
@@ -211,8 +212,9 @@ mod tests {
                     }
                 };
                 let places = || (0..rows).flat_map(|row| (0..columns).map(move |c| (row, c)));
-                for (row, column) in places() {
-                    from[raw.at(row, column)] = number(row, column);
+                for row in 0..rows {
+                    let numbers: Vec<f32> = (0..columns).map(|c| number(row, c)).collect();
+                    write_row(raw, &mut from, row, &numbers);
                 }
                 for isa in Isa::available() {
                     // What was there before is no code.

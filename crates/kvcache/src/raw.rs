@@ -5,7 +5,7 @@ use std::ops::Range;
 use tensor_utils::{ShapeError, try_vec};
 
 use crate::form::{Form, Side};
-use crate::store::{Move, SLACK, write_row};
+use crate::store::{Move, SLACK, read_row, write_row};
 
 /// Free pages in full precision that are kept beside as many as there are in use.
 const SPARE: usize = 8;
@@ -149,11 +149,7 @@ impl RawPool {
         row: usize,
         to: &mut [f32],
     ) {
-        let record = self.record(form, page, layer, head);
-        let form = form.raw();
-        for (column, to) in to.iter_mut().enumerate() {
-            *to = record[form.at(row, column)];
-        }
+        read_row(form.raw(), self.record(form, page, layer, head), row, to, |x| x);
     }
 
     pub(crate) fn copy_page(&mut self, from: u32, to: u32) {
@@ -174,15 +170,14 @@ impl RawPool {
         moves: impl Iterator<Item = Move> + Clone,
     ) {
         let raw = form.raw();
-        for record in 0..layers * form.heads {
-            let start = record * raw.record;
+        for (layer, head) in (0..layers).flat_map(|layer| (0..form.heads).map(move |h| (layer, h)))
+        {
+            let start = raw_record(form, layer, head).start;
             for Move { from, to } in moves.clone() {
                 for (a, b) in raw.lines(from.1).zip(raw.lines(to.1)) {
-                    for i in 0..a.len {
-                        let x = self.pages[from.0 as usize].side(form.side)
-                            [start + a.start + i * a.step];
-                        self.pages[to.0 as usize].side_mut(form.side)
-                            [start + b.start + i * b.step] = x;
+                    for (a, b) in a.places().zip(b.places()) {
+                        let x = self.pages[from.0 as usize].side(form.side)[start + a];
+                        self.pages[to.0 as usize].side_mut(form.side)[start + b] = x;
                     }
                 }
             }

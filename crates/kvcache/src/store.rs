@@ -92,25 +92,26 @@ impl Slab {
     /// The numbers of a row as attention takes them; those of codes at most the largest of `f32`.
     pub(crate) fn read(&self, form: Form, page: u32, head: usize, row: usize, to: &mut [f32]) {
         let start = Self::start(form, page, head);
-        for (column, to) in to.iter_mut().enumerate() {
-            *to = match (self, form.storage) {
-                (Self::F32(from), _) => from[start + form.at(row, column)],
-                (Self::Words(from), Storage::Bf16) => {
-                    bf16::from_bits(from[start + form.word_at(row, column).0]).to_acc()
-                }
-                (Self::Words(from), Storage::F16) => {
-                    f16::from_bits(from[start + form.word_at(row, column).0]).to_f32()
-                }
-                (Self::Words(from), _) => {
+        match (self, form.storage) {
+            (Self::F32(from), _) => read_row(form, &from[start..], row, to, |x| x),
+            (Self::Words(from), Storage::Bf16) => {
+                read_row(form, &from[start..], row, to, |bits| bf16::from_bits(bits).to_acc());
+            }
+            (Self::Words(from), Storage::F16) => {
+                read_row(form, &from[start..], row, to, |bits| f16::from_bits(bits).to_f32());
+            }
+            (Self::Words(from), _) => {
+                for (column, to) in to.iter_mut().enumerate() {
                     let (word, shift) = form.word_at(row, column);
                     let group = if form.side == Side::Keys { column } else { row };
-                    Affine {
+                    let affine = Affine {
                         scale: bf16::from_bits(from[start + group]),
                         minimum: bf16::from_bits(from[start + form.groups + group]),
-                    }
-                    .value(from[start + form.head() + word] >> shift & form.field_mask())
+                    };
+                    let code = from[start + form.head() + word] >> shift & form.field_mask();
+                    *to = affine.value(code);
                 }
-            };
+            }
         }
     }
 
@@ -168,12 +169,27 @@ impl Slab {
 /// Writes a row to a record of floats, which `to` begins with.
 pub(crate) fn write_row<W: Copy>(form: Form, to: &mut [W], row: usize, from: &[W]) {
     for line in form.lines(row) {
-        if line.every == 1 && line.step == 1 {
-            to[line.start..][..line.len].copy_from_slice(&from[line.column..][..line.len]);
+        if let Some((columns, places)) = line.runs() {
+            to[places].copy_from_slice(&from[columns]);
             continue;
         }
-        for i in 0..line.len {
-            to[line.start + i * line.step] = from[line.column + i * line.every];
+        for (column, place) in line.columns().zip(line.places()) {
+            to[place] = from[column];
+        }
+    }
+}
+
+/// Reads a row of a record of floats, which `from` begins with.
+pub(crate) fn read_row<W: Copy>(
+    form: Form,
+    from: &[W],
+    row: usize,
+    to: &mut [f32],
+    widen: impl Fn(W) -> f32,
+) {
+    for line in form.lines(row) {
+        for (column, place) in line.columns().zip(line.places()) {
+            to[column] = widen(from[place]);
         }
     }
 }
@@ -186,8 +202,8 @@ fn copy_row<W: Copy>(
     (to_start, to_row): (usize, usize),
 ) {
     for (from, to) in form.lines(row).zip(form.lines(to_row)) {
-        for i in 0..from.len {
-            slab[to_start + to.start + i * to.step] = slab[start + from.start + i * from.step];
+        for (from, to) in from.places().zip(to.places()) {
+            slab[to_start + to] = slab[start + from];
         }
     }
 }

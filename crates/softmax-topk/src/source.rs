@@ -159,11 +159,11 @@ impl<'a, T: Logit> Source<'a, T> {
         let mut bits = 0;
         for at in (0..STRIPE).step_by(lanes) {
             let mut scores = match logits {
-                Some(logits) => vector(simd, &logits[at..]),
-                None => vector(simd, &to[at..]),
+                Some(logits) => load(simd, logits, at),
+                None => load(simd, &to[..], at),
             };
             if let Some(bias) = bias {
-                scores += vector(simd, &bias[at..]);
+                scores += load(simd, bias, at);
             }
             if let Some(mask) = self.mask {
                 if at % 32 == 0 {
@@ -225,21 +225,16 @@ fn padded<A: Float>(scores: &[A]) -> Stripe<A> {
     stripe
 }
 
-/// The first numbers of a slice.
+/// The numbers of a slice from `at` on.
 #[inline(always)]
-fn vector<S: Simd, A: Float>(simd: S, numbers: &[A]) -> A::Vector<S> {
-    A::Vector::<S>::from_slice(simd, &numbers[..A::Vector::<S>::LEN])
+pub(crate) fn load<S: Simd, A: Float>(simd: S, numbers: &[A], at: usize) -> A::Vector<S> {
+    A::Vector::<S>::from_slice(simd, &numbers[at..][..A::Vector::<S>::LEN])
 }
 
 /// A mask of the lowest bits.
 #[inline(always)]
 fn allowed<S: Simd, V: SimdBase<S>>(simd: S, bits: u64) -> V::Mask {
-    V::Mask::from_bitmask(simd, bits & low_bits(V::LEN))
-}
-
-/// So many low bits set.
-fn low_bits(count: usize) -> u64 {
-    (1 << count) - 1
+    V::Mask::from_bitmask(simd, bits & ((1 << V::LEN) - 1))
 }
 
 /// The same number in all lanes.

@@ -8,7 +8,7 @@ use tensor_utils::{Element, Float};
 use crate::Logit;
 use crate::mass::Mass;
 use crate::score::Score;
-use crate::source::{STRIPE, Source, Stripe, splat};
+use crate::source::{STRIPE, Source, Stripe, load, splat};
 
 /// Columns of a stripe: its maxima are those of every sixteenth score, which needs no operation
 /// across the lanes of a vector.
@@ -216,11 +216,6 @@ fn column_maxima<S: Simd, A: Float>(
         column += lanes;
     }
     all
-}
-
-#[inline(always)]
-fn load<S: Simd, A: Float>(simd: S, scores: &Stripe<A>, at: usize) -> A::Vector<S> {
-    A::Vector::<S>::from_slice(simd, &scores[at..][..A::Vector::<S>::LEN])
 }
 
 /// A sum of exponentials.
