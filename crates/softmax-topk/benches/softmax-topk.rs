@@ -1,10 +1,10 @@
 //! Softmax and top-k in one and in two passes beside the naive softmax and sort:
-//! `softmax_topk/<impl>/<shape>`.
+//! `softmax_topk/<impl>/<shape>`; and what options add.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ndarray::Array2;
 use softmax_topk::{
-    Logit, Options, Passes, Tiling, TopK, Workspace, softmax_topk, softmax_topk_into,
+    Logit, Mask, Options, Passes, PerRow, Tiling, TopK, Workspace, softmax_topk, softmax_topk_into,
     softmax_topk_naive,
 };
 use tensor_utils::testing::Seeded;
@@ -60,5 +60,37 @@ fn bench<T: Logit>(c: &mut Criterion, shape: (usize, usize, usize)) {
     group.finish();
 }
 
-criterion_group!(benches, forward);
+/// What options add to a call: `softmax_topk_options/<option>`.
+fn options(c: &mut Criterion) {
+    const SHAPE: (usize, usize) = (16, 50257);
+    let (rows, vocabulary) = SHAPE;
+    let mut random = Seeded::new(2);
+    let logits: Array2<f32> = random.normal(SHAPE);
+    let bias: Array2<f32> = random.normal((1, vocabulary));
+    let words = Array2::from_elem((1, vocabulary.div_ceil(32)), u32::MAX >> 1);
+    let tokens = Array2::from_shape_fn((rows, 4), |(row, i)| (row * 4 + i) as u32 * 700);
+    let options: [(&str, Options<'_, f32>); 6] = [
+        ("none", Options::default()),
+        ("temperature", Options { temperature: PerRow::All(0.7), ..Options::default() }),
+        ("bias", Options { bias: Some(bias.view()), ..Options::default() }),
+        ("mask", Options { mask: Some(Mask::U32(words.view())), ..Options::default() }),
+        ("tokens", Options { tokens: Some(tokens.view()), ..Options::default() }),
+        ("top_p", Options { top_p: PerRow::All(0.9), ..Options::default() }),
+    ];
+    let mut group = c.benchmark_group("softmax_topk_options");
+    let mut workspace =
+        Workspace::new(rows, vocabulary, 50, &Tiling::default()).expect("it fits memory");
+    for (name, options) in &options {
+        let mut top = softmax_topk(logits.view(), 50, options).expect("k fits");
+        group.bench_function(*name, |bencher| {
+            bencher.iter(|| {
+                softmax_topk_into(top.view_mut(), logits.view(), options, &mut workspace)
+                    .expect("shapes fit");
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, forward, options);
 criterion_main!(benches);

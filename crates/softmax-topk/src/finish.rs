@@ -1,13 +1,14 @@
 //! From the best scores of a row to its results: probabilities, cuts, given tokens.
 
 use ndarray::{ArrayView1, ArrayViewMut1, Axis};
-use tensor_utils::Float;
 use tensor_utils::simd::{Simd, SimdBase, SimdFrom};
+use tensor_utils::{Element, Float};
 
-use crate::TokenScoresMut;
 use crate::call::RowOptions;
 use crate::mass::Mass;
 use crate::score::Score;
+use crate::source::Source;
+use crate::{Logit, TokenScoresMut};
 
 /// Lanes of a vector of f64 at most.
 const MOST_LANES: usize = 8;
@@ -131,21 +132,20 @@ fn write_shares<S: Simd, A: Score>(
     );
 }
 
-/// Writes the results of given tokens, of which `score` and `rank` tell.
-pub(crate) fn write_tokens<A: Score>(
+/// Writes the results of given tokens, of whose scores `write_ranks` makes ranks.
+pub(crate) fn write_tokens<T: Logit>(
+    source: &Source<'_, T>,
     tokens: ArrayView1<'_, u32>,
-    mass: Mass<A>,
+    mass: Mass<T::Acc>,
     temperature: f64,
-    score: impl Fn(usize) -> A,
-    rank: impl Fn(usize) -> u32,
-    mut to: TokenScoresMut<'_, A>,
+    to: TokenScoresMut<'_, T::Acc>,
+    write_ranks: impl FnOnce(ArrayView1<'_, T::Acc>, ArrayViewMut1<'_, u32>),
 ) {
-    let logprobs = to.logprobs.index_axis_mut(Axis(0), 0);
-    let ranks = to.ranks.index_axis_mut(Axis(0), 0);
-    for (&token, (logprob, to)) in tokens.iter().zip(logprobs.into_iter().zip(ranks)) {
-        *logprob = A::from_f64(mass.logprob(score(token as usize), temperature));
-        *to = rank(token as usize);
-    }
+    // Until their ranks are known, the scores are where their log-probabilities will be.
+    let mut scores = to.logprobs.index_axis_move(Axis(0), 0);
+    scores.zip_mut_with(&tokens, |score, &token| *score = source.get(token as usize));
+    write_ranks(scores.view(), to.ranks.index_axis_move(Axis(0), 0));
+    scores.mapv_inplace(|score| T::Acc::from_f64(mass.logprob(score, temperature)));
 }
 
 /// Exactly 0 instead of a subnormal number.

@@ -8,6 +8,7 @@ mod finish;
 mod logit;
 mod mass;
 mod options;
+mod rank;
 mod reference;
 mod row;
 mod sample;

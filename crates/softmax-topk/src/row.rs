@@ -7,6 +7,7 @@ use tensor_utils::{Element, Float};
 use crate::call::Call;
 use crate::finish::{RowMut, write, write_tokens};
 use crate::mass::Mass;
+use crate::rank::{write_ranks, write_ranks_with_nan};
 use crate::schedule::for_each_segment;
 use crate::source::Source;
 use crate::sweep::{maxima, maxima_and_sum, sum};
@@ -125,8 +126,9 @@ fn finish<S: Simd, T: Logit>(
     let (to, tokens_to) = row_of(top);
     write(simd, keys, mass, options, shares, to);
     if let (Some(tokens), Some(to)) = (call.tokens(row), tokens_to) {
-        let rank = |token| select::rank(simd, source, maxima, token);
-        write_tokens(tokens, mass, options.temperature, |token| source.get(token), rank, to);
+        write_tokens(source, tokens, mass, options.temperature, to, |own, ranks| {
+            write_ranks(simd, source, maxima, tokens, own, ranks);
+        });
     }
 }
 
@@ -146,8 +148,9 @@ fn finish_with_nan<S: Simd, T: Logit>(
     let (to, tokens_to) = row_of(top);
     write(simd, keys, mass, options, shares, to);
     if let (Some(tokens), Some(to)) = (call.tokens(row), tokens_to) {
-        let rank = |token| select::rank_with_nan(source, token);
-        write_tokens(tokens, mass, options.temperature, |token| source.get(token), rank, to);
+        write_tokens(source, tokens, mass, options.temperature, to, |_, ranks| {
+            write_ranks_with_nan(source, tokens, ranks);
+        });
     }
 }
 

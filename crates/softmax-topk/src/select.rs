@@ -21,9 +21,6 @@ const BATCH: usize = 32;
 /// Keys that are sorted by counting; it is faster than sorting up to here.
 const FEW: usize = 96;
 
-/// Keys that are counted at a time.
-const COUNTED: usize = 8;
-
 /// Keys that [`best`] needs room for: candidates, and those of one stripe more.
 pub(crate) fn capacity(vocabulary: usize, k: usize) -> usize {
     k.saturating_mul(4).max(LEAST).min(vocabulary.next_multiple_of(STRIPE)) + STRIPE
@@ -47,8 +44,9 @@ pub(crate) fn best<'k, S: Simd, T: Logit>(
     simd.vectorize(
         #[inline(always)]
         || {
-            let floor = threshold(simd, maxima, k, groups);
-            let mut candidates = Candidates { keys, len: 0, k, floor, above: false };
+            let score = threshold(simd, maxima, k, groups);
+            let floor = Floor { score, above: false };
+            let mut candidates = Candidates { keys, len: 0, k, floor };
             let mut hits = [0; BATCH];
             for (batch, maxima) in maxima.chunks(BATCH).enumerate() {
                 for &stripe in candidates.hits(simd, maxima, &mut hits) {
@@ -62,7 +60,7 @@ pub(crate) fn best<'k, S: Simd, T: Logit>(
                     );
                 }
             }
-            candidates.into_sorted()
+            candidates.into_sorted(simd)
         },
     )
 }
@@ -108,7 +106,8 @@ fn threshold<S: Simd, A: Score>(
         if !(low < middle && middle < high) {
             break;
         }
-        let of_middle = count_at_least(simd, groups, middle);
+        let floor = Floor { score: middle, above: false };
+        let of_middle = floor.count(simd, groups.as_flattened());
         if of_middle >= k {
             (low, reached) = (middle, of_middle);
         } else {
@@ -118,17 +117,36 @@ fn threshold<S: Simd, A: Score>(
     low
 }
 
-/// How many are at least `floor`.
-#[inline(always)]
-fn count_at_least<S: Simd, A: Score>(simd: S, groups: &[Maxima<A>], floor: A) -> usize {
-    let lanes = A::Vector::<S>::LEN;
-    let floor = splat(simd, floor);
-    let mut count = 0;
-    for vector in groups.as_flattened().chunks_exact(lanes) {
-        let reached = A::Vector::<S>::from_slice(simd, vector).simd_ge(floor);
-        count += reached.to_bitmask().count_ones() as usize;
+/// What a score has to reach.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Floor<A> {
+    pub(crate) score: A,
+    /// Whether it has to be above that.
+    pub(crate) above: bool,
+}
+
+impl<A: Score> Floor<A> {
+    /// Which of the scores pass.
+    #[inline(always)]
+    pub(crate) fn passed<S: Simd>(
+        self,
+        simd: S,
+        scores: A::Vector<S>,
+    ) -> <A::Vector<S> as SimdBase<S>>::Mask {
+        let floor = splat::<S, A>(simd, self.score);
+        if self.above { scores.simd_gt(floor) } else { scores.simd_ge(floor) }
     }
-    count
+
+    /// How many of the scores pass, which are whole vectors.
+    #[inline(always)]
+    pub(crate) fn count<S: Simd>(self, simd: S, scores: &[A]) -> usize {
+        let mut count = 0;
+        for vector in scores.chunks_exact(A::Vector::<S>::LEN) {
+            let passed = self.passed(simd, A::Vector::<S>::from_slice(simd, vector));
+            count += passed.to_bitmask().count_ones() as usize;
+        }
+        count
+    }
 }
 
 /// Tokens among which the best are.
@@ -137,23 +155,10 @@ struct Candidates<'k, A: Score> {
     keys: &'k mut [A::Key],
     len: usize,
     k: usize,
-    /// What a score has to reach.
-    floor: A,
-    /// Whether it has to be above that.
-    above: bool,
+    floor: Floor<A>,
 }
 
 impl<'k, A: Score> Candidates<'k, A> {
-    #[inline(always)]
-    fn passes<S: Simd>(
-        &self,
-        simd: S,
-        scores: A::Vector<S>,
-    ) -> <A::Vector<S> as SimdBase<S>>::Mask {
-        let floor = splat::<S, A>(simd, self.floor);
-        if self.above { scores.simd_gt(floor) } else { scores.simd_ge(floor) }
-    }
-
     /// The stripes of a batch with a maximum that passes. Which they are cannot be foreseen, so there
     /// is no branch.
     #[inline(always)]
@@ -169,7 +174,7 @@ impl<'k, A: Score> Candidates<'k, A> {
             let mut any = <A::Vector<S> as SimdBase<S>>::Mask::splat(simd, false);
             for column in (0..COLUMNS).step_by(lanes) {
                 let vector = A::Vector::<S>::from_slice(simd, &maxima[column..][..lanes]);
-                any |= self.passes(simd, vector);
+                any |= self.floor.passed(simd, vector);
             }
             hits[count % BATCH] = stripe as u8;
             count += usize::from(any.any_true());
@@ -186,7 +191,7 @@ impl<'k, A: Score> Candidates<'k, A> {
             let mut bits = 0;
             for lane in (0..64).step_by(lanes) {
                 let vector = A::Vector::<S>::from_slice(simd, &scores[half + lane..][..lanes]);
-                bits |= self.passes(simd, vector).to_bitmask() << lane;
+                bits |= self.floor.passed(simd, vector).to_bitmask() << lane;
             }
             if start + STRIPE > len {
                 // Behind the row there is -inf, which passes when all does.
@@ -220,16 +225,20 @@ impl<'k, A: Score> Candidates<'k, A> {
     fn thin_out(&mut self) {
         let worst = *self.keys[..self.len].select_nth_unstable(self.k - 1).1;
         self.len = self.k;
-        self.floor = A::of_key(worst);
-        self.above = true;
+        self.floor = Floor { score: A::of_key(worst), above: true };
     }
 
     #[inline(always)]
-    fn into_sorted(self) -> &'k [A::Key] {
-        let Self { keys, len, k, .. } = self;
-        if len <= FEW {
-            return sorted_by_counting::<A>(keys, len, k);
+    fn into_sorted<S: Simd>(self, simd: S) -> &'k [A::Key] {
+        // Thinned out, they are no longer in the order of tokens.
+        if self.len <= FEW && !self.floor.above {
+            return sorted_by_counting::<S, A>(simd, self.keys, self.len, self.k);
         }
+        self.into_sorted_keys()
+    }
+
+    fn into_sorted_keys(self) -> &'k [A::Key] {
+        let Self { keys, len, k, .. } = self;
         let keys = &mut keys[..len];
         // Beside a few more than wanted, sorting all costs less.
         if len > k + k / 4 {
@@ -242,27 +251,32 @@ impl<'k, A: Score> Candidates<'k, A> {
     }
 }
 
-/// The `k` first of `len` keys, in order: the place of each is the number of those before it.
+/// The `k` first of `len` keys with ascending tokens, in order: the place of each is the number of those
+/// before it, which are above it, or equal and earlier.
 #[inline(always)]
-fn sorted_by_counting<A: Score>(keys: &mut [A::Key], len: usize, k: usize) -> &[A::Key] {
-    let padded = len.next_multiple_of(COUNTED);
-    let last = A::NEG_INFINITY.key(u32::MAX);
-    keys[len..padded].fill(last);
-    let (keys, sorted) = keys.split_at_mut(padded);
-    let (chunks, _) = keys.as_chunks::<COUNTED>();
-    for (i, chunk) in chunks.iter().enumerate() {
-        let mut places = [0_u64; COUNTED];
-        for others in chunks {
-            for other in others {
-                for lane in 0..COUNTED {
-                    places[lane] += u64::from(*other < chunk[lane]);
-                }
-            }
-        }
-        let valid = (len - i * COUNTED).min(COUNTED);
-        for (&key, place) in chunk[..valid].iter().zip(places) {
-            sorted[place as usize] = key;
-        }
+fn sorted_by_counting<S: Simd, A: Score>(
+    simd: S,
+    keys: &mut [A::Key],
+    len: usize,
+    k: usize,
+) -> &[A::Key] {
+    let lanes = A::Vector::<S>::LEN;
+    let (keys, sorted) = keys.split_at_mut(len);
+    let mut scores = [A::NEG_INFINITY; FEW];
+    for (score, &key) in scores.iter_mut().zip(&*keys) {
+        *score = A::of_key(key);
+    }
+    let scores = &scores[..len.next_multiple_of(lanes)];
+    for (i, &key) in keys.iter().enumerate() {
+        let [reach, pass] = [false, true].map(|above| Floor { score: scores[i], above });
+        let (earlier, others) = scores.split_at(i / lanes * lanes);
+        let (around, later) = others.split_at(lanes);
+        let around = A::Vector::<S>::from_slice(simd, around);
+        let is_earlier = (1_u64 << (i % lanes)) - 1;
+        let reached = reach.passed(simd, around).to_bitmask() & is_earlier;
+        let passed = pass.passed(simd, around).to_bitmask() & !is_earlier;
+        let place = reach.count(simd, earlier) + pass.count(simd, later);
+        sorted[place + (reached | passed).count_ones() as usize] = key;
     }
     &sorted[..k]
 }
@@ -273,60 +287,12 @@ pub(crate) fn best_with_nan<'k, T: Logit>(
     k: usize,
     keys: &'k mut [<T::Acc as Score>::Key],
 ) -> &'k [<T::Acc as Score>::Key] {
-    let mut candidates = Candidates { keys, len: 0, k, floor: T::Acc::NEG_INFINITY, above: false };
+    let floor = Floor { score: T::Acc::NEG_INFINITY, above: false };
+    let mut candidates = Candidates { keys, len: 0, k, floor };
     for token in 0..source.len() {
         candidates.make_room();
         candidates.keys[candidates.len] = source.get(token).key(token as u32);
         candidates.len += 1;
     }
-    candidates.into_sorted()
-}
-
-/// How many tokens come before `token` in a row without NaN.
-pub(crate) fn rank<S: Simd, T: Logit>(
-    simd: S,
-    source: &Source<'_, T>,
-    maxima: &[Maxima<T::Acc>],
-    token: usize,
-) -> u32 {
-    let score = source.get(token);
-    let mut rank = 0;
-    simd.vectorize(
-        #[inline(always)]
-        || {
-            for (stripe, maxima) in maxima.iter().enumerate() {
-                // Before the token, equal scores count.
-                let before = stripe < token / STRIPE;
-                let is_better =
-                    |&other: &T::Acc| if before { other >= score } else { other > score };
-                if stripe == token / STRIPE {
-                    for other in stripe * STRIPE..source.len().min((stripe + 1) * STRIPE) {
-                        let other_score = source.get(other);
-                        let tie = other_score == score && other < token;
-                        rank += u32::from(other_score > score || tie);
-                    }
-                } else if maxima.iter().any(is_better) {
-                    source.with(
-                        simd,
-                        stripe,
-                        #[inline(always)]
-                        |scores| {
-                            let len = STRIPE.min(source.len() - stripe * STRIPE);
-                            for other in &scores[..len] {
-                                rank += u32::from(is_better(other));
-                            }
-                        },
-                    );
-                }
-            }
-        },
-    );
-    rank
-}
-
-/// The same for any row, one score at a time.
-pub(crate) fn rank_with_nan<T: Logit>(source: &Source<'_, T>, token: usize) -> u32 {
-    let key = |token: usize| source.get(token).key(token as u32);
-    let own = key(token);
-    (0..source.len()).filter(|&other| key(other) < own).count() as u32
+    candidates.into_sorted_keys()
 }
