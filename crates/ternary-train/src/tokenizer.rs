@@ -13,9 +13,6 @@ use tokenizers::{AddedToken, ModelWrapper, SplitDelimiterBehavior};
 use crate::Error;
 use crate::formats::write_file;
 
-/// The file of a tokenizer in the Hugging Face layout.
-const FILE: &str = "tokenizer.json";
-
 /// Where words end for Qwen's tokenizers, in the notation of their `tokenizer.json`.
 const QWEN_WORDS: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
@@ -35,6 +32,9 @@ enum Kind {
 }
 
 impl Tokenizer {
+    /// The file of a tokenizer in a model's folder, as Hugging Face lays it out.
+    pub const FILE: &str = "tokenizer.json";
+
     /// Every byte is a token, whose number is its value: a vocabulary of 256.
     pub fn bytes() -> Self {
         Self { kind: Kind::Bytes }
@@ -84,7 +84,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::File`] if it is missing or no tokenizer.
     pub fn read(folder: &Path) -> Result<Self, Error> {
-        let path = folder.join(FILE);
+        let path = folder.join(Self::FILE);
         if !path.exists() {
             return Err(Error::file(&path, "is missing"));
         }
@@ -115,7 +115,7 @@ impl Tokenizer {
             }
         };
         let json = json.map_err(refused)?;
-        write_file(&folder.join(FILE), |file| file.write_all(json.as_bytes()))
+        write_file(&folder.join(Self::FILE), |file| file.write_all(json.as_bytes()))
     }
 
     /// `bytes`, or `bpe-` and the number of tokens.

@@ -7,15 +7,12 @@ use ternary_train::formats::read_folder;
 use ternary_train::infer::Model;
 use ternary_train::{Config, Tokenizer, Weights};
 
-/// The file of the tokenizer in a folder.
-pub(crate) const TOKENIZER: &str = "tokenizer.json";
-
 /// Configuration, weights and tokenizer; without a tokenizer file, bytes if the vocabulary is theirs.
 pub(crate) fn open(folder: &Path) -> Result<(Config, Weights, Tokenizer)> {
     let (config, weights) = read_folder(folder)?;
     let tokenizer = match Tokenizer::read(folder) {
         Ok(tokenizer) => tokenizer,
-        Err(_) if !folder.join(TOKENIZER).exists() && config.vocab_size == 256 => {
+        Err(_) if !folder.join(Tokenizer::FILE).exists() && config.vocab_size == 256 => {
             Tokenizer::bytes()
         }
         Err(error) => return Err(error).context("the model has no tokenizer that can be read"),

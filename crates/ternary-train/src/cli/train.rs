@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use ternary_train::formats::read_folder;
 use ternary_train::{
-    Config, Preset, Projection, Rule, TrainOptions, Trainer, Weights, load_checkpoint,
+    Config, Preset, Projection, Rule, Tokenizer, TrainOptions, Trainer, Weights, load_checkpoint,
 };
 
 use super::values::{at_least_one, bpe, positive};
@@ -245,7 +245,7 @@ fn make_writable(out: &Path) -> Result<()> {
 impl Start {
     /// The folder of `--init`, if it has a tokenizer.
     fn own_tokenizer(&self) -> Option<&Path> {
-        self.init.as_deref().filter(|folder| folder.join(super::folder::TOKENIZER).exists())
+        self.init.as_deref().filter(|folder| folder.join(Tokenizer::FILE).exists())
     }
 
     /// The model of `--init`.

@@ -6,8 +6,6 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use ternary_train::{Corpus, Leakage, Tokenizer, find_leak, windows_of};
 
-use crate::cli::folder::TOKENIZER;
-
 /// Folders of the workspace that hold no prose.
 const NOT_PROSE: [&str; 3] = ["target", "fixtures", "reports"];
 
@@ -79,7 +77,8 @@ impl Texts {
         if let Some(sum) = self.tokenizer_crc32 {
             ensure!(
                 checksum_of_tokenizer(folder)? == sum,
-                "{TOKENIZER} in {} has changed since the checkpoint was written",
+                "{} in {} has changed since the checkpoint was written",
+                Tokenizer::FILE,
                 folder.display()
             );
         }
@@ -128,7 +127,7 @@ impl Texts {
 }
 
 fn checksum_of_tokenizer(folder: &Path) -> Result<u32> {
-    let path = folder.join(TOKENIZER);
+    let path = folder.join(Tokenizer::FILE);
     let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
     Ok(crc32fast::hash(&bytes))
 }
