@@ -26,7 +26,10 @@ const TABLE_ROOM: usize = 1024;
 /// Memory: the pages of [`Config::layout`], reserved at once and touched when first written
 /// ([`memory::page_bytes`](crate::memory::page_bytes) each); with quantised storage also one page in
 /// full precision for each page of a sequence that is not full or ends within
-/// [`Config::residual`] rows of the end (and while a chunk is appended, of its beginning).
+/// [`Config::residual`] rows of where its last append began: a prompt that was appended whole has all its
+/// pages twice until the next append, for its queries to read what they would have read one by one.
+/// Pages in full precision that are no longer needed are given back, but for as many as are in use
+/// ([`Stats::residual`]) and 8 more.
 #[derive(Debug)]
 pub struct Cache {
     pub(crate) id: u32,

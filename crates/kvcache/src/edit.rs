@@ -85,9 +85,10 @@ impl Cache {
     fn check_reversible(&self, seq: SeqId, len: usize, moves: bool) -> Result<(), Error> {
         let sequence = self.sequence(seq)?;
         let page_size = self.config.page_size;
-        let to = sequence.longest();
-        let refuse = |reason, exact_from| {
-            Err(Error::Irreversible { sequence: seq, from: len, to, reason, exact_from })
+        let refuse = |reason| {
+            let (from, to) = (len, sequence.longest());
+            let exact_from = self.exact_from(sequence);
+            Err(Error::Irreversible { sequence: seq, from, to, reason, exact_from })
         };
         if self.config.is_quantised() {
             let full = len / page_size;
@@ -99,11 +100,7 @@ impl Cache {
                 sequence.pages[index] != NO_PAGE && sequence.raw_page(index).is_none()
             };
             if read.chain(written).any(lacks) {
-                let kept = sequence.raw_start * page_size;
-                let lost = sequence.raw_start > sequence.adopted;
-                let residual = if lost { self.config.residual.saturating_sub(1) } else { 0 };
-                let reason = "what goes before is kept quantised only";
-                return refuse(reason, kept.saturating_add(residual));
+                return refuse("what goes before is kept quantised only");
             }
         }
         if let Some(window) = self.config.window {
@@ -111,11 +108,26 @@ impl Cache {
             let end = if moves { sequence.pages.len() } else { len.div_ceil(page_size) };
             let sinks = window.sinks.div_ceil(page_size);
             if (first.max(sinks)..end).any(|index| sequence.pages[index] == NO_PAGE) {
-                let held = sequence.window_start * page_size + window.size - 1;
-                return refuse("the window has released what they see", held);
+                return refuse("the window has released what they see");
             }
         }
         Ok(())
+    }
+
+    /// The length that neither precision nor pages are missing from, for the row that is appended there, and for
+    /// none that is longer.
+    fn exact_from(&self, sequence: &Sequence) -> usize {
+        let page_size = self.config.page_size;
+        let lost = sequence.raw_start > sequence.adopted;
+        let residual = if lost { self.config.residual.saturating_sub(1) } else { 0 };
+        let precise = sequence.raw_start * page_size + residual;
+        let held = match self.config.window {
+            Some(window) if sequence.pages.contains(&NO_PAGE) => {
+                sequence.window_start * page_size + window.size - 1
+            }
+            _ => 0,
+        };
+        precise.max(held)
     }
 
     /// Keeps, of the rows from `base` on, only `base + kept[0]`, `base + kept[1]`, .., in all layers:

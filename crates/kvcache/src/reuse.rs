@@ -12,7 +12,8 @@ impl Cache {
     /// their pages are needed. `namespace` keeps apart what equal tokens do not make equal (another
     /// adapter, an image).
     ///
-    /// Returns the number of pages that can now be found.
+    /// Returns the number of pages that can now be found. A page that a window has released, and that nobody
+    /// knows, ends them: what comes after it could not be found without it.
     ///
     /// # Errors
     /// [`Error::NeedsPages`] for the contiguous layout, [`Error::Option`] if `tokens` is not one for
@@ -28,7 +29,8 @@ impl Cache {
         }
         let len = self.even(seq)?.shortest();
         if tokens.len() != len {
-            return Err(invalid("tokens", format!("{len}, one for each row"), tokens.len()));
+            let expected = format!("{len}, one for each row");
+            return Err(invalid("tokens.len()", expected, tokens.len()));
         }
         let mut parent = root(namespace);
         let full = tokens.chunks_exact(self.config.page_size);
@@ -36,13 +38,11 @@ impl Cache {
         let Self { slots, index, pool, .. } = self;
         let sequence = &slots[seq.slot as usize].sequence;
         for (&page, tokens) in sequence.pages.iter().zip(full) {
-            if page == NO_PAGE {
-                break;
-            }
-            // An equal page that is known already stays the one that is found.
+            // An equal page that is known already stays the one that is found, also if the window has released
+            // the sequence's own.
             let canonical = match index.find(parent, tokens) {
                 Some(known) => known,
-                None if index.knows(page) => break,
+                None if page == NO_PAGE || index.knows(page) => break,
                 None => {
                     index.insert(parent, tokens, page);
                     page

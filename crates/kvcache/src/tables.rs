@@ -126,8 +126,7 @@ impl Cache {
             }
         }
         let mut seqs = Vec::with_capacity(lens.len());
-        // The sequence, and the number of pages, that a run of foreign pages was imported as.
-        let mut known = HashMap::new();
+        let mut known = Imported::default();
         for (pair, &len) in tables.kv_indptr.windows(2).zip(&lens) {
             let pages = &tables.kv_indices[pair[0] as usize..pair[1] as usize];
             match self.import_sequence(pages, len, layers, &mut known) {
@@ -144,29 +143,33 @@ impl Cache {
     }
 
     /// Whether a sequence of `len` rows could begin with the first `n` pages of `seq`, to the bit: they are
-    /// held, and in full precision where its queries will read them so.
+    /// held, and in full precision where its queries will read them so, from the first row of its last page on,
+    /// which would be its last append.
     fn shares_beginning(&self, seq: SeqId, n: usize, len: usize) -> bool {
         let sequence = &self.slots[seq.slot as usize].sequence;
+        let page_size = self.config.page_size;
+        let coded = self.coded_pages(len.saturating_sub(1) / page_size * page_size);
         let is_exact = |index: usize| {
-            let is_coded = !self.config.is_quantised() || index < self.coded_pages(len);
+            let is_coded = !self.config.is_quantised() || index < coded;
             sequence.pages[index] != NO_PAGE && (is_coded || sequence.raw_page(index).is_some())
         };
         (0..n).all(is_exact)
     }
 
-    fn import_sequence<'a, T: Element<Acc = f32>>(
+    fn import_sequence<T: Element<Acc = f32>>(
         &mut self,
-        pages: &'a [i32],
+        pages: &[i32],
         len: usize,
         layers: &[(ArrayView4<'_, T>, ArrayView4<'_, T>)],
-        known: &mut HashMap<&'a [i32], SeqId>,
+        known: &mut Imported,
     ) -> Result<SeqId, Error> {
         let page_size = self.config.page_size;
-        let full = len / page_size;
-        let shared = (1..=full).rev().find_map(|n| {
-            let seq = *known.get(&pages[..n])?;
-            self.shares_beginning(seq, n, len).then_some((n, seq))
-        });
+        let full = &pages[..len / page_size];
+        let shared = known
+            .beginnings(full)
+            .into_iter()
+            .rev()
+            .find(|&(n, seq)| self.shares_beginning(seq, n, len));
         let (seq, start) = match shared {
             Some((n, seq)) => {
                 let fork = self.fork(seq)?;
@@ -194,9 +197,38 @@ impl Cache {
             self.free(seq)?;
             return Err(error);
         }
-        for n in 1..=full {
-            known.entry(&pages[..n]).or_insert(seq);
-        }
+        known.add(full, seq);
         Ok(seq)
+    }
+}
+
+/// Runs of foreign pages that have been imported, as a tree: a run is one page more than another.
+#[derive(Default)]
+struct Imported {
+    /// The run of a run and a page; 0 is that of no page.
+    runs: HashMap<(usize, i32), usize>,
+    /// The sequence that was the first to begin with each run but that.
+    seqs: Vec<SeqId>,
+}
+
+impl Imported {
+    /// How `pages` may begin: numbers of pages, ascending, and who has them.
+    fn beginnings(&self, pages: &[i32]) -> Vec<(usize, SeqId)> {
+        let mut run = 0;
+        let longer = |&page: &i32| {
+            run = *self.runs.get(&(run, page))?;
+            Some(self.seqs[run - 1])
+        };
+        (1..).zip(pages.iter().map_while(longer)).collect()
+    }
+
+    fn add(&mut self, pages: &[i32], seq: SeqId) {
+        let mut run = 0;
+        for &page in pages {
+            run = *self.runs.entry((run, page)).or_insert_with(|| {
+                self.seqs.push(seq);
+                self.seqs.len()
+            });
+        }
     }
 }

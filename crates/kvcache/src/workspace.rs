@@ -8,7 +8,8 @@ use crate::kernel::task::Scratch;
 use crate::plan::Plan;
 
 /// Scratch memory for [`Cache::attend_into`](crate::Cache::attend_into). It grows to what the largest
-/// call needs; calls that need no more allocate nothing.
+/// call needs; calls that need no more allocate nothing. Each thread of the pool has a part of its own, which
+/// grows when the thread first gets a task so large: with several threads that may be a few calls later.
 #[derive(Debug, Default)]
 pub struct Workspace {
     pub(crate) plan: Plan,

@@ -289,8 +289,17 @@ fn nodes_of_a_tree() {
 fn cutting_off_is_exact_or_refused() {
     const ROWS: usize = 30;
     let rows = Rows::new(6);
-    for (page_size, residual) in [(4, 6), (4, 0), (8, 1), (4, usize::MAX)] {
-        let config = Config { residual, ..config(Storage::Int4, page_size) };
+    let window = |size, sinks| Some(Window { size, sinks });
+    for (page_size, residual, window) in [
+        (4, 6, None),
+        (4, 0, None),
+        (8, 1, None),
+        (4, usize::MAX, None),
+        (4, 1, window(2, 5)),
+        (4, 9, window(2, 5)),
+        (4, 0, window(6, 0)),
+    ] {
+        let config = Config { residual, window, ..config(Storage::Int4, page_size) };
         let decoded = |len| {
             let mut cache = Cache::new(&config).unwrap();
             let seq = cache.create().unwrap();
@@ -328,8 +337,9 @@ fn cutting_off_is_exact_or_refused() {
 /// that share what a window has released as well.
 #[test]
 fn imported_together_or_alone() {
-    let pages: [&[i32]; 3] = [&[0, 1, 2, 3, 4, 5, 6, 7], &[0, 1, 2, 3, 8], &[0, 9]];
-    let last = [3, 2, 1];
+    let pages: [&[i32]; 5] =
+        [&[0, 1, 2, 3, 4, 5, 6, 7], &[0, 1, 2, 3, 8], &[0, 9], &[0], &[0, 1, 2, 3]];
+    let last = [3, 2, 1, 4, 4];
     let tables = |chosen: &[usize]| {
         let mut tables = PageTables { kv_indptr: vec![0], ..PageTables::default() };
         for &i in chosen {
@@ -341,9 +351,15 @@ fn imported_together_or_alone() {
     };
     let seeded = &mut Seeded::new(8);
     let foreign: Array4<f32> = seeded.normal((10, 4, KEY_HEADS, SIZE));
-    let q: Array3<f32> = seeded.normal((1, HEADS, SIZE));
+    let q: Array3<f32> = seeded.normal((4, HEADS, SIZE));
     let windows = [None, Some(Window { size: 6, sinks: 0 }), Some(Window { size: 6, sinks: 5 })];
-    for (storage, residual) in [(Storage::F32, 0), (Storage::Int8, 5), (Storage::Int4, 0)] {
+    for (storage, residual) in [
+        (Storage::F32, 0),
+        (Storage::Int8, 5),
+        (Storage::Int8, 3),
+        (Storage::Int4, 1),
+        (Storage::Int4, 0),
+    ] {
         for window in windows {
             let config = Config { residual, window, ..config(storage, 4) };
             let import = |chosen: &[usize]| {
@@ -353,15 +369,20 @@ fn imported_together_or_alone() {
                 cache.check_invariants().unwrap();
                 (cache, seqs)
             };
-            let (together, seqs) = import(&[0, 1, 2]);
+            let (together, seqs) = import(&[0, 1, 2, 3, 4]);
             assert!(window.is_some() || together.stats().shared > 0);
             for (i, &seq) in seqs.iter().enumerate() {
                 let (alone, own) = import(&[i]);
-                let attend = |cache: &Cache, seq| {
-                    attend(cache, q.view(), &[Queries::last(seq, 1)], &Options::default())
-                };
-                let what = format!("{storage:?}, {window:?}, sequence {i}");
-                assert_same_bits(&attend(&together, seq), &attend(&alone, own[0]), &what);
+                // All rows of the last append.
+                for n in 1..=last[i] as usize {
+                    let q = q.slice(s![..n, .., ..]);
+                    let attend = |cache: &Cache, seq| {
+                        attend(cache, q, &[Queries::last(seq, n)], &Options::default())
+                    };
+                    let what =
+                        format!("{storage:?} {residual}, {window:?}, sequence {i}, last {n}");
+                    assert_same_bits(&attend(&together, seq), &attend(&alone, own[0]), &what);
+                }
             }
         }
     }

@@ -79,12 +79,14 @@ fn lengths_around_pages_and_blocks() {
     }
 }
 
-/// The last record of a pool, and each in full precision, ends its memory: nothing is read behind it.
+/// The last record of a pool, and each in full precision, ends its memory: nothing is read behind it, of the
+/// last row alone either (a window of one row, the leaf of a flat tree).
 #[test]
 fn pools_that_are_full() {
     let seeded = &mut Seeded::new(7);
+    let last_row = Options { window: Some(Window { size: 1, sinks: 0 }), ..Options::default() };
     for storage in Storage::ALL {
-        for page_size in [1, 7, 129] {
+        for page_size in [1, 2, 7, 129] {
             for (d, e) in [(3, 129), (129, 3), (128, 128), (65, 200)] {
                 for rows in [1_usize, 4 * page_size] {
                     let pages = rows.div_ceil(page_size);
@@ -93,6 +95,9 @@ fn pools_that_are_full() {
                     let (cache, seq) = filled(&config, rows, seeded);
                     check(&cache, seq, Rows::Last(1), 1, &Options::default(), seeded);
                     check(&cache, seq, Rows::Last(rows.min(3)), 3, &Options::default(), seeded);
+                    check(&cache, seq, Rows::Last(1), 1, &last_row, seeded);
+                    let leaves = &[-1, -1][..rows.min(2)];
+                    check(&cache, seq, Rows::Tree(leaves), 3, &Options::default(), seeded);
                 }
             }
         }

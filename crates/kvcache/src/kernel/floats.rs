@@ -185,8 +185,11 @@ impl<S: Simd, N: Numbers> Tiles<S> for Product<'_, '_, '_, N> {
                 for r in 0..ROWS {
                     pairs[r] = rows[r][lead..].as_chunks().0;
                 }
-                let panel = pair(first + lead);
-                sums = add_pairs::<S, N, ROWS, V>(simd, panel, x.stride, pairs, lines, sums);
+                // Behind a lead that is all there may be the end of the slab.
+                if count > lead {
+                    let panel = pair(first + lead);
+                    sums = add_pairs::<S, N, ROWS, V>(simd, panel, x.stride, pairs, lines, sums);
+                }
                 if (count - lead) % 2 == 1 {
                     let x = N::one::<S, V>(simd, pair(first + count), x.stride, 0);
                     sums = add(simd, x, &rows, count - 1, sums);
