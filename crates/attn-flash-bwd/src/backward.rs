@@ -340,10 +340,10 @@ impl<T: Element> VarlenInputs<'_, T> {
         let (total, h, d) = self.q.dim();
         let (total_keys, g, _) = self.k.dim();
         let e = self.v.dim().2;
-        let offsets = [self.key_offsets.len()];
-        check_shape("key_offsets", &offsets, &[self.query_offsets.len()])?;
         let queries = longest("query_offsets", self.query_offsets, total)?;
         let keys = longest("key_offsets", self.key_offsets, total_keys)?;
+        let offsets = [self.key_offsets.len()];
+        check_shape("key_offsets", &offsets, &[self.query_offsets.len()])?;
         let batch = self.query_offsets.len() - 1;
         let sizes = Sizes { batch, heads: h, key_heads: g, queries, keys, d, e };
         check_sizes(&sizes, self.q.shape(), self.v.shape())?;

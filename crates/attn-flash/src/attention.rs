@@ -201,9 +201,9 @@ pub fn attention_varlen_into<T: Element, M: Mask>(
     let (total_queries, heads, d) = q.dim();
     let (total_keys, key_heads, _) = k.dim();
     let e = v.dim().2;
-    check_shape("key_offsets", &[key_offsets.len()], &[query_offsets.len()])?;
     let queries = longest("query_offsets", query_offsets, total_queries)?;
     let keys = longest("key_offsets", key_offsets, total_keys)?;
+    check_shape("key_offsets", &[key_offsets.len()], &[query_offsets.len()])?;
     let sizes = Sizes { batch: query_offsets.len() - 1, heads, key_heads, queries, keys, d, e };
     check_sizes(&sizes, q.shape(), v.shape())?;
     check_shape("k", k.shape(), &[total_keys, key_heads, d])?;

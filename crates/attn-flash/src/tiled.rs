@@ -125,7 +125,9 @@ impl<P: Scores<T>, T: Element> Band<'_, '_, '_, P, T> {
         let all = self.interval(0..self.rows.len());
         let first_block = all.start / size * size;
         for block_start in (first_block..all.end).step_by(size) {
-            let keys = block_start..self.part.sequence.keys.min(block_start + size);
+            // What comes after the last key that somebody sees may be memory that nobody has written: NaN in
+            // it is not worth the way for values that are not finite.
+            let keys = block_start..all.end.min(block_start + size);
             // Packed when the first tile needs it: a block that the user mask skips costs nothing.
             let mut packed = None;
             for (first, height) in tiles::<P::Simd, T::Acc>(self.rows.len()) {

@@ -40,7 +40,7 @@ impl<A> Default for TopKGradients<'_, A> {
 ///
 /// Which tokens are chosen and kept does not depend on the logits smoothly and counts as constant.
 /// Tokens that are not allowed have gradient 0, and so has a row that is -inf wholly. Tokens of +inf
-/// have NaN, and so has a whole row with NaN.
+/// have NaN, and so has a whole row with NaN, but for its tokens of -inf, which have 0.
 ///
 /// Takes no [`Tiling`](crate::Tiling) and runs on [`Isa::active`]. Allocates the result alone. The time
 /// grows with `N (k + N)` for `N` given tokens in each row.
@@ -173,19 +173,28 @@ impl<T: Logit> Backward<'_, '_, '_, '_, '_, T> {
             1.0
         };
         let (common, shares) = self.sums(row, options);
-        let dense = Dense {
-            max,
-            coldness: Coldness::of(temperature),
-            factor: T::Acc::from_f64(common / sum / temperature),
-        };
-        dense.fill(simd, &source, &mut d_logits);
+        let probability =
+            |score: T::Acc| ((score.to_f64() - max.to_f64()) / temperature).exp() / sum;
+        let factor = T::Acc::from_f64(common / sum / temperature);
+        if factor.is_finite() || !common.is_finite() {
+            let dense = Dense { max, coldness: Coldness::of(temperature), factor };
+            dense.fill(simd, &source, &mut d_logits);
+        } else {
+            // Of a temperature near 0: its products are in range where a probability is small enough.
+            for (token, d) in d_logits.iter_mut().enumerate() {
+                let score = source.get(token);
+                let is_possible = score > T::Acc::NEG_INFINITY;
+                let own = if is_possible { common * probability(score) / temperature } else { 0.0 };
+                *d = T::from_f64(own);
+            }
+        }
         // Tokens with gradients of their own are computed again, so that they are rounded once.
         let mut again = |token: usize, column: Option<usize>| {
             let score = source.get(token);
             if score == T::Acc::NEG_INFINITY {
                 return;
             }
-            let p = ((score.to_f64() - max.to_f64()) / temperature).exp() / sum;
+            let p = probability(score);
             let of_column = column.map_or(0.0, |j| self.of_column(row, j, options, shares));
             let own = of_column + self.of_given(row, token);
             d_logits[token] = T::from_f64((common * p + own) / temperature);

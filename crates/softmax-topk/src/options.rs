@@ -32,7 +32,8 @@ pub struct Options<'a, A: Float> {
     pub min_p: PerRow<'a>,
     /// What NaN among the scores means. Default [`NanPolicy::Error`].
     pub nan: NanPolicy,
-    /// Tokens whose log-probability and rank are wanted, `[R, N]`. Default: none.
+    /// Tokens whose log-probability and rank are wanted, `[R, N]`. Default: none. A rank takes a look at every
+    /// score that may be before the token: a fifth of the time of the row for each of a few random ones.
     pub tokens: Option<ArrayView2<'a, u32>>,
 }
 

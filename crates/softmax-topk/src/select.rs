@@ -31,8 +31,8 @@ pub(crate) fn group_rows(vocabulary: usize, k: usize) -> usize {
     (k.saturating_mul(4) / COLUMNS + 1).min(vocabulary.div_ceil(STRIPE))
 }
 
-/// The `k` best tokens of a row without NaN, in order; `keys` has the [`capacity`] for them, `groups`
-/// the [`group_rows`].
+/// The `k` best tokens of a row without NaN, in order; `keys` has the [`capacity`] for them or
+/// more, `groups` the [`group_rows`].
 pub(crate) fn best<'k, S: Simd, T: Logit>(
     simd: S,
     source: &Source<'_, T>,
@@ -41,6 +41,8 @@ pub(crate) fn best<'k, S: Simd, T: Logit>(
     groups: &mut [Maxima<T::Acc>],
     keys: &'k mut [<T::Acc as Score>::Key],
 ) -> &'k [<T::Acc as Score>::Key] {
+    // More room, as of a workspace made for a larger k, would only be filled with what is thrown away.
+    let keys = &mut keys[..capacity(source.len(), k)];
     simd.vectorize(
         #[inline(always)]
         || {
@@ -287,6 +289,7 @@ pub(crate) fn best_with_nan<'k, T: Logit>(
     k: usize,
     keys: &'k mut [<T::Acc as Score>::Key],
 ) -> &'k [<T::Acc as Score>::Key] {
+    let keys = &mut keys[..capacity(source.len(), k)];
     let floor = Floor { score: T::Acc::NEG_INFINITY, above: false };
     let mut candidates = Candidates { keys, len: 0, k, floor };
     for token in 0..source.len() {

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Features, Inputs, Layout, Values, tilings};
-use ndarray::{Array2, array};
+use ndarray::{Array1, Array2, array};
 use softmax_topk::{
     Logit, NanPolicy, Options, Passes, PerRow, Tiling, TopK, TopKGradients, softmax_topk,
     softmax_topk_backward, softmax_topk_backward_reference, softmax_topk_naive,
@@ -388,4 +388,35 @@ fn scores_that_are_far_apart() {
     let options = Options { log: true, ..Options::default() };
     let top = softmax_topk(array![[3e38_f32, -3e38]].view(), 2, &options).unwrap();
     assert_eq!((top.kept[0], top.probs[[0, 0]].to_bits()), (2, 0));
+}
+
+/// At temperatures near 0 the factor of the probabilities is out of range where the gradient is not.
+#[test]
+fn gradients_of_low_temperatures() {
+    fn check<T: Logit>(logits: &Array2<T>, temperature: f64, d_lse: f64) {
+        let options =
+            Options { temperature: PerRow::All(temperature), ..Options::<T::Acc>::default() };
+        let d_lse = Array1::from_elem(logits.nrows(), T::Acc::from_f64(d_lse));
+        let gradients = TopKGradients { lse: Some(d_lse.view()), ..TopKGradients::default() };
+        let k = logits.ncols();
+        let top = softmax_topk(logits.view(), k, &options).unwrap();
+        let got = softmax_topk_backward(&gradients, logits.view(), top.view(), &options).unwrap();
+        let want = softmax_topk_backward_reference(&gradients, logits.view(), k, &options).unwrap();
+        for (&got, &want) in got.iter().zip(&want) {
+            let rounded = T::from_f64(want).to_f64();
+            let error = (got.to_f64() - rounded).abs();
+            assert!(
+                got.to_f64() == rounded || error <= 4.0 * T::EPSILON.to_f64() * rounded.abs(),
+                "{}: {got:?}, expected {want} at {temperature:e}",
+                T::NAME
+            );
+        }
+    }
+    for (temperature, d_lse) in [(1e-34, -65536.0), (1e-30, -1e9), (1e-38, -20.0), (1e-35, 1e5)] {
+        check(&array![[1.0_f32, 0.5, 0.0, f32::NEG_INFINITY]], temperature, d_lse);
+        let close = [0.0, -30.0, -60.0].map(|d| (d * temperature) as f32);
+        check(&array![close], temperature, d_lse);
+        check(&array![[1.0_f64, 0.5, 0.0]], temperature, d_lse);
+        check(&array![[1.0, 0.5, 0.0].map(bf16::from_f32)], temperature, d_lse);
+    }
 }
