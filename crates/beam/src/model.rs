@@ -2,6 +2,7 @@
 
 use ndarray::{Array2, ArrayView2, Axis};
 use softmax_topk::Logit;
+use tensor_utils::try_array;
 
 use crate::Error;
 use crate::error::{ModelError, invalid};
@@ -159,7 +160,7 @@ impl<T: Logit> Model for Bigram<T> {
     fn score(&mut self, beams: &Beams<'_>) -> Result<ArrayView2<'_, T>, ModelError> {
         let vocabulary = self.vocabulary();
         if self.logits.nrows() < beams.len() {
-            self.logits = Array2::default((beams.len(), vocabulary));
+            self.logits = try_array("logits", (beams.len(), vocabulary))?;
         }
         let (mut logits, _) = self.logits.view_mut().split_at(Axis(0), beams.len());
         for (row, mut logits) in logits.outer_iter_mut().enumerate() {

@@ -5,6 +5,8 @@ use crate::{Constraint, Error};
 
 /// The most groups of a prompt; each takes memory before anything is found.
 const MAX_GROUPS: usize = 1 << 16;
+/// The most beams of all prompts that live at once.
+pub(crate) const MAX_LIVE: usize = 1 << 22;
 
 /// What [`beam_search`](crate::beam_search) looks for.
 ///
@@ -16,6 +18,9 @@ const MAX_GROUPS: usize = 1 << 16;
 #[derive(Debug, Clone)]
 pub struct Options<'a> {
     /// How many sequences are kept at each step, `K`; at least 1. Default 4.
+    ///
+    /// More than there are sequences keeps all of them. A step with more than 4,194,304 live beams, of all prompts
+    /// together, or one for which there is no memory is an error.
     pub num_beams: usize,
     /// How many sequences are returned; 1 to `num_beams`. Default `None`: `num_beams`.
     pub num_return: Option<usize>,

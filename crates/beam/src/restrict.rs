@@ -3,7 +3,64 @@
 use crate::options::check_tokens;
 use crate::{Error, Follow, Options, Rule};
 
-/// What a beam may continue with; sorted, without repetitions.
+/// What the one-token words of [`Options::bad_words`] and the longer ones come to, made once for a search.
+#[derive(Debug, Clone)]
+pub(crate) struct BadWords<'a> {
+    /// Bit `i % 64` of word `i / 64` says whether token `i` may follow anything; empty: all may.
+    allowed: Vec<u64>,
+    /// How many may not.
+    pub(crate) banned: usize,
+    /// The tokens before, and the one that may not follow them.
+    longer: Vec<(&'a [u32], u32)>,
+}
+
+impl<'a> BadWords<'a> {
+    /// Of options that were checked.
+    pub(crate) fn new(options: &Options<'a>, vocabulary: usize) -> Self {
+        let mut words = Self { allowed: Vec::new(), banned: 0, longer: Vec::new() };
+        for word in options.bad_words {
+            match word.as_slice() {
+                [] => {}
+                [token] if options.eos.contains(token) => {}
+                [token] => words.ban(*token, vocabulary),
+                [before @ .., last] => words.longer.push((before, *last)),
+            }
+        }
+        words
+    }
+
+    fn ban(&mut self, token: u32, vocabulary: usize) {
+        if self.allowed.is_empty() {
+            self.allowed = all_tokens(vocabulary);
+        }
+        self.banned += usize::from(self.allows(token));
+        forbid(&mut self.allowed, token);
+    }
+
+    /// Whether the token may follow anything.
+    pub(crate) fn allows(&self, token: u32) -> bool {
+        let word = self.allowed.get(token as usize / 64);
+        word.is_none_or(|word| word >> (token % 64) & 1 == 1)
+    }
+
+    /// The bits of the tokens that are neither banned nor `forbidden`.
+    pub(crate) fn mask(&self, forbidden: &[u32], vocabulary: usize) -> Vec<u64> {
+        let is_empty = self.allowed.is_empty();
+        let mut mask = if is_empty { all_tokens(vocabulary) } else { self.allowed.clone() };
+        forbidden.iter().for_each(|&token| forbid(&mut mask, token));
+        mask
+    }
+}
+
+fn all_tokens(vocabulary: usize) -> Vec<u64> {
+    vec![u64::MAX; vocabulary.div_ceil(64)]
+}
+
+fn forbid(mask: &mut [u64], token: u32) {
+    mask[token as usize / 64] &= !(1 << (token % 64));
+}
+
+/// What a beam may continue with, bad words of one token apart; sorted, without repetitions.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Restriction {
     pub(crate) forbidden: Vec<u32>,
@@ -11,22 +68,22 @@ pub(crate) struct Restriction {
     pub(crate) allowed: Option<Vec<u32>>,
 }
 
-/// Whether any option restricts anything.
-pub(crate) fn is_restricted(options: &Options<'_>) -> bool {
+/// Whether any option restricts what depends on the beam.
+pub(crate) fn is_restricted(options: &Options<'_>, bad_words: &BadWords<'_>) -> bool {
     options.min_new_tokens > 0
         || options.min_length > 0
         || options.no_repeat_ngram > 0
-        || !options.bad_words.is_empty()
+        || !bad_words.longer.is_empty()
         || options.constraint.is_some()
 }
 
 /// What may follow `sequence`, which begins with a prompt of `prompt` tokens.
 pub(crate) fn restrict(
     options: &Options<'_>,
+    bad_words: &BadWords<'_>,
     vocabulary: usize,
     item: usize,
-    sequence: &[u32],
-    prompt: usize,
+    (sequence, prompt): (&[u32], usize),
 ) -> Result<Restriction, Error> {
     let generated = &sequence[prompt..];
     let mut forbidden = Vec::new();
@@ -34,14 +91,8 @@ pub(crate) fn restrict(
         forbidden.extend(options.eos);
     }
     repetitions(sequence, options.no_repeat_ngram, &mut forbidden);
-    for word in options.bad_words {
-        if let [before @ .., last] = word.as_slice()
-            && sequence.ends_with(before)
-            && !(before.is_empty() && options.eos.contains(last))
-        {
-            forbidden.push(*last);
-        }
-    }
+    let words = bad_words.longer.iter().filter(|(before, _)| sequence.ends_with(before));
+    forbidden.extend(words.map(|(_, last)| last));
     forbidden.sort_unstable();
     forbidden.dedup();
     let allowed = match options.constraint {

@@ -3,14 +3,17 @@
 use tensor_utils::check_shape;
 
 use crate::error::invalid;
-use crate::expand::{Failure, Offer, expand};
+use crate::expand::{Failure, Offer, asked, expand};
 use crate::history::{History, ROOT};
 use crate::model::Row;
-use crate::options::check_tokens;
+use crate::options::{MAX_LIVE, check_tokens};
 use crate::output::{Hypothesis, Item, Output, Report, Stop};
-use crate::restrict::{Restriction, is_restricted, restrict};
+use crate::restrict::{BadWords, Restriction, is_restricted, restrict};
 use crate::rules::{Finished, Group, Step, compare_finished, offered};
-use crate::{Beams, Error, Model, Options};
+use crate::{Beams, Error, Model, Options, Rule};
+
+/// Bytes from which on a step is tried for whether there is memory for it.
+const ASKED_FOR: usize = 64 << 20;
 
 /// Searches for the best continuations of each prompt.
 ///
@@ -35,11 +38,12 @@ use crate::{Beams, Error, Model, Options};
 ///   the best are selected;
 ///
 /// at most 300 bytes a live beam and 16 KiB besides, and a [`softmax_topk::Workspace`]: about `V / 8` numbers of
-/// the compute type for each thread.
+/// the compute type for each thread. Forbidden tokens add to `C`, at most the larger of 64 and as many again; `V` bits
+/// say which are bad words.
 ///
 /// # Errors
 /// [`Error`] names the argument or option that does not fit, the row of logits that is no distribution,
-/// or what went wrong in the model.
+/// or what went wrong in the model. A step for which there is no memory is an error about `num_beams`.
 ///
 /// # Examples
 /// ```
@@ -83,6 +87,7 @@ pub fn beam_search<M: Model>(
 #[derive(Debug, Clone)]
 pub struct Search<'a> {
     options: &'a Options<'a>,
+    bad_words: BadWords<'a>,
     vocabulary: usize,
     prompts: Vec<Vec<u32>>,
     histories: Vec<History>,
@@ -131,6 +136,7 @@ impl<'a> Search<'a> {
         let row = |item: usize| Row { item, node: ROOT, length: 0 };
         Ok(Self {
             options,
+            bad_words: BadWords::new(options, vocabulary),
             vocabulary,
             histories: vec![History::default(); prompts.len()],
             states: (0..prompts.len()).map(state).collect(),
@@ -168,22 +174,26 @@ impl<'a> Search<'a> {
 
     /// What every row offers.
     fn offers<M: Model>(&self, model: &mut M) -> Result<Vec<Offer>, Error> {
-        let Self { options, vocabulary, .. } = *self;
+        let Self { options, vocabulary, ref bad_words, .. } = *self;
         if model.vocabulary() != vocabulary {
             let expected = format!("{vocabulary}, as at the beginning");
             return Err(invalid("model.vocabulary", expected, model.vocabulary()));
         }
         let beams = Beams { rows: &self.rows, prompts: &self.prompts, histories: &self.histories };
         let mut restrictions = Vec::new();
-        if is_restricted(options) {
+        if is_restricted(options, bad_words) {
             for row in 0..beams.len() {
                 restrictions.push(self.restriction(&beams, row)?);
             }
         }
+        let width = offered(options, options.num_beams);
+        let forbidden = restrictions.iter().map(|row| row.forbidden.len()).max().unwrap_or(0);
+        let count = asked(width, bad_words.banned + forbidden, vocabulary);
+        self.check_size(count, size_of::<M::Element>())?;
         let logits = model.score(&beams).map_err(Error::Model)?;
         check_shape("logits", logits.shape(), &[self.rows.len(), vocabulary])?;
-        let width = offered(options, options.num_beams);
-        let offers = expand(logits, width, options.model_output, &restrictions);
+        let output = options.model_output;
+        let offers = expand(logits, (width, count), output, &restrictions, bad_words);
         offers.map_err(|failure| match failure {
             Failure::Row(row, problem) => Error::Logits { row, item: self.rows[row].item, problem },
             Failure::Other(error) => error,
@@ -193,7 +203,31 @@ impl<'a> Search<'a> {
     fn restriction(&self, beams: &Beams<'_>, row: usize) -> Result<Restriction, Error> {
         let prompt = beams.prompt(row).len();
         let sequence = beams.sequence(row);
-        restrict(self.options, self.vocabulary, beams.item(row), &sequence, prompt)
+        let item = beams.item(row);
+        restrict(self.options, &self.bad_words, self.vocabulary, item, (&sequence, prompt))
+    }
+
+    /// Checks that there is memory for a step in which each live beam is asked for `count` tokens, with logits of
+    /// `logit` bytes: as much as [`beam_search`] says.
+    fn check_size(&self, count: usize, logit: usize) -> Result<(), Error> {
+        let live = self.rows.len();
+        let of_prompt = self.rows.chunk_by(|a, b| a.item == b.item).map(<[Row]>::len).max();
+        let of_candidate = if self.options.rule == Rule::Pool { 128 } else { 40 };
+        let tokens = live.saturating_mul(count);
+        let candidates = of_prompt.unwrap_or(0).saturating_mul(count);
+        let found = tokens.saturating_mul(4 + logit);
+        let bytes = candidates.saturating_mul(of_candidate).max(found);
+        let bytes = tokens.saturating_mul(16).saturating_add(bytes);
+        let is_free = bytes < ASKED_FOR || Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
+        if live <= MAX_LIVE && is_free {
+            return Ok(());
+        }
+        let expected = format!(
+            "so few that step {} fits: it has {live} live beams (at most {MAX_LIVE} may live), of which \
+             each offers {count} tokens, and takes {bytes} bytes",
+            self.length + 1,
+        );
+        Err(invalid("num_beams", expected, self.options.num_beams))
     }
 
     /// Numbers the live beams of all prompts; returns the row that each continues.
@@ -339,4 +373,21 @@ fn hypothesis(
     let (token_logprobs, beam_indices) = history.provenance(node);
     let finished = tokens.last().is_some_and(|last| options.eos.contains(last));
     Hypothesis { tokens, logprob, score, finished, token_logprobs, beam_indices, group: *group }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn live_beams_are_limited() {
+        let options = Options { num_beams: usize::MAX, ..Options::default() };
+        let mut search = Search::new(&[[1]], 2, &options).unwrap();
+        search.rows = vec![search.rows[0]; MAX_LIVE];
+        search.check_size(1, 4).unwrap();
+        search.rows.push(search.rows[0]);
+        let error = search.check_size(1, 4).unwrap_err().to_string();
+        assert!(error.contains("4194305 live beams (at most 4194304"), "{error}");
+    }
 }

@@ -214,6 +214,22 @@ fn huge_options() {
     assert!(matches!(error, Error::TooManySequences { .. }), "{error:?}");
 }
 
+/// More beams than there is memory for: said before the step that has no room.
+#[test]
+fn beams_that_fit_no_memory() {
+    let vocabulary = 1 << 20;
+    let logits = Array2::from_shape_fn((1, vocabulary), |(_, token)| -(token as f32));
+    for num_beams in [i64::MAX as usize, usize::MAX] {
+        let options = Options { num_beams, ..Options::default() };
+        let mut model = Fixed { vocabulary, logits: logits.clone() };
+        let error = search_one(&mut model, &[1], &options).unwrap_err().to_string();
+        let (live, got) = ("1048576 live beams", num_beams.to_string());
+        for part in ["`num_beams` is ", &got, "step 2", live, "bytes"] {
+            assert!(error.contains(part), "`{error}` does not say `{part}`");
+        }
+    }
+}
+
 /// Steps before the first, after the last, and results in between.
 #[test]
 fn a_search_may_be_stopped_at_any_time() {

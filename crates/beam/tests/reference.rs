@@ -460,6 +460,35 @@ fn an_unfinished_sequence_is_not_the_optimum() {
     assert!(!item.is_optimal(), "{item:?}");
 }
 
+/// Most of a vocabulary is forbidden, the likeliest tokens first: what is left is found, and has the probability that
+/// it has among all.
+#[test]
+fn many_bad_words() {
+    for (seed, rule) in (0..).zip(RULES) {
+        let mut model = Random::<f64>::new(500, seed);
+        let mut all: Vec<(f64, u32)> = model.after(&[3]).into_iter().zip(0..).collect();
+        all.sort_by(|a, b| b.0.total_cmp(&a.0));
+        for (banned, pairs) in [(0, 490), (250, 200), (496, 0), (499, 0), (500, 0)] {
+            let one = all[..banned].iter().map(|&(_, token)| vec![token]);
+            let two = all[all.len() - pairs..].iter().map(|&(_, token)| vec![3, token]);
+            // Repetitions count once, and a word that is only an end token not at all.
+            let words: Vec<_> = one.chain(two).chain([vec![all[0].1], vec![7]]).collect();
+            let options = Options {
+                eos: &[7],
+                max_new_tokens: 4,
+                bad_words: &words,
+                no_repeat_ngram: 1,
+                rule,
+                ..Options::default()
+            };
+            let got = search_one(&mut model, &[3], &options).unwrap();
+            let want = beam_search_reference(model.next(), 500, &[3], &options).unwrap();
+            assert_same(&got.hypotheses, &want, 1e-13, &format!("{rule:?}, {banned}, {pairs}"));
+            assert!(!want.is_empty());
+        }
+    }
+}
+
 /// What a restriction takes from another prompt leaves the bounds alone.
 #[test]
 fn bounds_do_not_depend_on_the_batch() {

@@ -1,5 +1,6 @@
 //! The loop: draft, verify in one pass, accept, compact the cache, go on.
 
+use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use kvcache::{Cache, Rows, SeqId};
@@ -45,11 +46,16 @@ pub struct Generation {
 #[derive(Debug)]
 struct Sequence {
     seq: SeqId,
-    /// Whether its rows are no longer in the cache.
-    freed: bool,
     text: Vec<u32>,
     generation: Generation,
     random: Random<ChaCha8Rng>,
+}
+
+/// A sequence that has ended and still has its rows in the cache.
+#[derive(Debug)]
+struct Ended {
+    seq: SeqId,
+    generation: Generation,
 }
 
 /// Decodes a batch of sequences by draft and verification, over the pages of one cache.
@@ -67,17 +73,32 @@ struct Sequence {
 ///
 /// With quantised storage, [`kvcache::Config::residual`] must be above the depth of the trees: rows
 /// within it are read in full precision from the tree as in plain decoding. Without drafts, it may be 0.
+///
+/// A decoder may live as long as its model: time and memory of a step are those of the sequences that have not
+/// ended, an ended one keeps what it has generated and its rows in the cache, and one that was
+/// [released](Self::release) leaves nothing. [`into_generations`](Self::into_generations) ends all that there are.
+/// A decoder that is dropped before leaves them in the cache and tells the drafter nothing: what a drafter that is
+/// used again keeps of them stays until [`Drafter::finish`] is called with their numbers, or other sequences have
+/// those.
 #[derive(Debug)]
 pub struct Decoder<'a, M> {
     model: &'a mut M,
     cache: &'a mut Cache,
     options: DecodeOptions<'a>,
-    sequences: Vec<Sequence>,
+    /// Sequences that were ever added: the number of the next one.
+    added: usize,
+    /// By number: what steps go over.
+    live: BTreeMap<usize, Sequence>,
+    /// By number: what has ended and was not released.
+    ended: BTreeMap<usize, Ended>,
+    /// The sequences of both.
+    held: HashSet<SeqId>,
 }
 
 /// What one sequence contributes to a step.
 struct Proposal {
     index: usize,
+    seq: SeqId,
     base: usize,
     draft: Draft,
     parents: Vec<i64>,
@@ -94,10 +115,12 @@ impl<'a, M: Target> Decoder<'a, M> {
         options: DecodeOptions<'a>,
     ) -> Result<Self, Error> {
         options.check(model.vocabulary())?;
-        Ok(Self { model, cache, options, sequences: Vec::new() })
+        let (live, ended) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Self { model, cache, options, added: 0, live, ended, held: HashSet::new() })
     }
 
-    /// Runs the model over a prompt and returns the number of its sequence, counted from 0.
+    /// Runs the model over a prompt and returns the number of its sequence, counted from 0. A number is never
+    /// given again, not even when its sequence was released.
     ///
     /// # Errors
     /// [`Error::Option`] for an empty prompt, [`Error::Token`], [`Error::Callback`] from the model and
@@ -120,7 +143,7 @@ impl<'a, M: Target> Decoder<'a, M> {
     /// must not be cached. The sequence stays the caller's then, as it was.
     pub fn add_cached(&mut self, seq: SeqId, prompt: &[u32]) -> Result<usize, Error> {
         let held = self.cache.len(seq)?;
-        if self.sequences.iter().any(|own| own.seq == seq && !own.freed) {
+        if self.held.contains(&seq) {
             return Err(invalid(
                 "seq",
                 "a sequence that the decoder does not have yet",
@@ -156,18 +179,15 @@ impl<'a, M: Target> Decoder<'a, M> {
                 return Err(error);
             }
         }
-        let index = self.sequences.len();
+        let index = self.added;
         let seed =
             if let Decoding::Sampled { seed, .. } = self.options.decoding { seed } else { 0 };
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(index as u64);
-        self.sequences.push(Sequence {
-            seq,
-            freed: false,
-            text: prompt.to_vec(),
-            generation: Generation::default(),
-            random: Random(rng),
-        });
+        let (text, generation) = (prompt.to_vec(), Generation::default());
+        self.live.insert(index, Sequence { seq, text, generation, random: Random(rng) });
+        self.held.insert(seq);
+        self.added += 1;
         Ok(index)
     }
 
@@ -187,7 +207,7 @@ impl<'a, M: Target> Decoder<'a, M> {
         let accepted = accepted.inspect_err(|_| {
             for proposal in &proposals {
                 // The error that led here is the one to report.
-                let _ = self.cache.truncate(self.sequences[proposal.index].seq, proposal.base);
+                let _ = self.cache.truncate(proposal.seq, proposal.base);
             }
         })?;
         for (proposal, (accepted, finish)) in proposals.iter().zip(accepted) {
@@ -196,15 +216,12 @@ impl<'a, M: Target> Decoder<'a, M> {
                 drafter.finish(proposal.index);
             }
         }
-        Ok(self.sequences.iter().any(|sequence| sequence.generation.finish.is_none()))
+        Ok(!self.live.is_empty())
     }
 
     fn proposals(&mut self, drafter: &mut impl Drafter) -> Result<Vec<Proposal>, Error> {
         let mut proposals = Vec::new();
-        for (index, sequence) in self.sequences.iter().enumerate() {
-            if sequence.generation.finish.is_some() {
-                continue;
-            }
+        for (&index, sequence) in &self.live {
             let draft = self.draft(drafter, index, sequence)?;
             let tree = draft.tree();
             let config = self.cache.config();
@@ -215,8 +232,9 @@ impl<'a, M: Target> Decoder<'a, M> {
                 return Err(invalid("residual", expected, config.residual));
             }
             let parents = tree.pass_parents();
-            let base = self.cache.len(sequence.seq)?;
-            proposals.push(Proposal { index, base, draft, parents });
+            let seq = sequence.seq;
+            let base = self.cache.len(seq)?;
+            proposals.push(Proposal { index, seq, base, draft, parents });
         }
         Ok(proposals)
     }
@@ -252,12 +270,13 @@ impl<'a, M: Target> Decoder<'a, M> {
         }
     }
 
-    /// Runs the pass and accepts; appends to the cache, changes nothing else but random numbers.
+    /// Runs the pass and accepts; appends to the cache, changes nothing else but random numbers. There is a
+    /// proposal for each live sequence, in order.
     fn verify(&mut self, proposals: &[Proposal]) -> Result<Vec<(Accepted, Option<Finish>)>, Error> {
         let batch: Vec<Pass<'_>> = proposals
             .iter()
-            .map(|Proposal { index, base, draft, parents }| {
-                let Sequence { seq, text, .. } = &self.sequences[*index];
+            .zip(self.live.values())
+            .map(|(Proposal { seq, base, draft, parents, .. }, Sequence { text, .. })| {
                 let last = text.last().copied().unwrap_or_default();
                 Pass::of_tree(*seq, *base, last, draft.tree(), parents)
             })
@@ -270,15 +289,15 @@ impl<'a, M: Target> Decoder<'a, M> {
         }
         let mut accepted = Vec::with_capacity(proposals.len());
         let mut first = 0;
-        for Proposal { index, draft, .. } in proposals {
+        for (Proposal { index, draft, .. }, sequence) in
+            proposals.iter().zip(self.live.values_mut())
+        {
             let rows = first..first + draft.tree().rows();
             first = rows.end;
             let own = logits.slice_axis(Axis(0), rows.into());
-            let random = &mut self.sequences[*index].random;
-            let mut path = accept(draft, own, &self.options.decoding, random)
+            let mut path = accept(draft, own, &self.options.decoding, &mut sequence.random)
                 .map_err(|source| Error::Sequence { sequence: *index, source: Box::new(source) })?;
-            let generated = self.sequences[*index].generation.tokens.len();
-            let limit = self.options.max_new_tokens - generated;
+            let limit = self.options.max_new_tokens - sequence.generation.tokens.len();
             let ended = path.truncate(self.options.eos, limit);
             let at_eos = path.tokens.last().is_some_and(|token| self.options.eos.contains(token));
             let finish = ended.then_some(if at_eos { Finish::Eos } else { Finish::Length });
@@ -294,48 +313,63 @@ impl<'a, M: Target> Decoder<'a, M> {
         accepted: &Accepted,
         finish: Option<Finish>,
     ) -> Result<(), Error> {
-        let sequence = &mut self.sequences[proposal.index];
+        let Some(sequence) = self.live.get_mut(&proposal.index) else { return Ok(()) };
         let nodes = accepted.nodes.iter().map(|&node| TokenTree::row_of(node));
         let kept: Vec<usize> = std::iter::once(0).chain(nodes).collect();
         self.cache.compact(sequence.seq, proposal.base, &kept)?;
         sequence.text.extend(&accepted.tokens);
         let generation = &mut sequence.generation;
         generation.tokens.extend(&accepted.tokens);
-        generation.finish = finish;
         generation.cycles += 1;
         generation.drafted += proposal.draft.tree().len();
         generation.accepted += accepted.nodes.len();
+        if let Some(finish) = finish {
+            self.end(proposal.index, finish);
+        }
         Ok(())
     }
 
-    /// What has become of sequence `index`; `None` if there is no such sequence.
+    /// Puts a live sequence among those that have ended; `false` if there is none.
+    fn end(&mut self, index: usize, finish: Finish) -> bool {
+        let Some(Sequence { seq, mut generation, .. }) = self.live.remove(&index) else {
+            return false;
+        };
+        generation.finish = Some(finish);
+        self.ended.insert(index, Ended { seq, generation });
+        true
+    }
+
+    /// What has become of sequence `index`; `None` if there is no such sequence, or it was
+    /// [released](Self::release).
     pub fn generation(&self, index: usize) -> Option<&Generation> {
-        self.sequences.get(index).map(|sequence| &sequence.generation)
+        let live = self.live.get(&index).map(|sequence| &sequence.generation);
+        live.or_else(|| self.ended.get(&index).map(|ended| &ended.generation))
     }
 
     /// The sequence in the cache; it stays there when the decoder goes. `None` if there is no such
     /// sequence, or it was [released](Self::release).
     pub fn seq(&self, index: usize) -> Option<SeqId> {
-        self.sequences.get(index).filter(|sequence| !sequence.freed).map(|sequence| sequence.seq)
+        let live = self.live.get(&index).map(|sequence| sequence.seq);
+        live.or_else(|| self.ended.get(&index).map(|ended| ended.seq))
     }
 
-    /// Frees what a sequence takes of the cache, finished or not: steps go on without it. Its number stays its
-    /// own, and so does what it has generated. Nothing if it was released before, or there is no such sequence.
+    /// Frees what a sequence takes of the cache, ended or not, and forgets it: steps go on without it. Returns what
+    /// it has generated; `None` if it was released before, or there is no such sequence.
     ///
     /// # Errors
-    /// [`Error::Cache`] if it was freed behind the decoder's back.
-    pub fn release(&mut self, index: usize, drafter: &mut impl Drafter) -> Result<(), Error> {
-        let Some(sequence) = self.sequences.get_mut(index).filter(|sequence| !sequence.freed)
-        else {
-            return Ok(());
-        };
-        sequence.freed = true;
-        sequence.text = Vec::new();
-        if sequence.generation.finish.is_none() {
-            sequence.generation.finish = Some(Finish::Released);
+    /// [`Error::Cache`] if it was freed behind the decoder's back; it is forgotten nevertheless.
+    pub fn release(
+        &mut self,
+        index: usize,
+        drafter: &mut impl Drafter,
+    ) -> Result<Option<Generation>, Error> {
+        if self.end(index, Finish::Released) {
             drafter.finish(index);
         }
-        Ok(self.cache.free(sequence.seq)?)
+        let Some(Ended { seq, generation }) = self.ended.remove(&index) else { return Ok(None) };
+        self.held.remove(&seq);
+        self.cache.free(seq)?;
+        Ok(Some(generation))
     }
 
     /// The model, between steps.
@@ -348,18 +382,27 @@ impl<'a, M: Target> Decoder<'a, M> {
         self.cache
     }
 
-    /// Frees all sequences in the cache and returns what has become of them.
+    /// Frees all sequences in the cache, tells the drafter that those which have not ended
+    /// [go no further](Drafter::finish), and returns what has become of each, by number. What was
+    /// [released](Self::release) is not among them.
     ///
     /// # Errors
-    /// [`Error::Cache`] if one was freed behind the decoder's back.
-    pub fn into_generations(self) -> Result<Vec<Generation>, Error> {
-        let mut generations = Vec::with_capacity(self.sequences.len());
-        for sequence in self.sequences {
-            if !sequence.freed {
-                self.cache.free(sequence.seq)?;
-            }
-            generations.push(sequence.generation);
+    /// [`Error::Cache`] if one was freed behind the decoder's back; the others are freed nevertheless.
+    pub fn into_generations(
+        self,
+        drafter: &mut impl Drafter,
+    ) -> Result<BTreeMap<usize, Generation>, Error> {
+        let mut generations = BTreeMap::new();
+        let mut freed = Ok(());
+        let live = self.live.into_iter().map(|(index, Sequence { seq, generation, .. })| {
+            drafter.finish(index);
+            (index, Ended { seq, generation })
+        });
+        for (index, Ended { seq, generation }) in live.chain(self.ended) {
+            freed = freed.and(self.cache.free(seq));
+            generations.insert(index, generation);
         }
+        freed?;
         Ok(generations)
     }
 }
@@ -385,11 +428,8 @@ pub fn generate<M: Target>(
         while decoder.step(drafter)? {}
         Ok(())
     });
-    if done.is_err() {
-        (0..prompts.len()).for_each(|index| drafter.finish(index));
-    }
-    let generations = decoder.into_generations()?;
-    done.map(|()| generations)
+    let generations = decoder.into_generations(drafter)?;
+    done.map(|()| generations.into_values().collect())
 }
 
 fn accept(

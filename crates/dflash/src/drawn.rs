@@ -3,6 +3,7 @@
 use tensor_utils::check_shape;
 
 use crate::error::invalid;
+use crate::urn::Urn;
 use crate::{Choices, Error, Law, MAX_NODES, TokenTree};
 
 /// How the children of one node were drawn.
@@ -33,7 +34,8 @@ impl DrawnTree {
     /// depth 0), level by level, up to `max_nodes` nodes.
     ///
     /// `draft` gives the law of the token after a path of tokens below the prompt. Where a law has
-    /// fewer tokens than distinct children are wanted, there are fewer.
+    /// fewer tokens than distinct children are wanted, there are fewer. From a law of more than 512 tokens a child is
+    /// drawn in two decisions: a block of 512 tokens, then one of them.
     ///
     /// # Errors
     /// What `draft` reports; [`Error::TooManyNodes`] for a limit above [`MAX_NODES`].
@@ -56,13 +58,14 @@ impl DrawnTree {
             let width = widths.get(paths[row].len()).copied().unwrap_or(0);
             if width > 0 && tokens.len() < max_nodes {
                 let law = draft(&paths[row])?;
-                let mut left = law.clone();
+                let mut left = Urn::new(&law);
                 for _ in 0..width {
                     // Before the draw: to stop because of what was drawn would bend its law.
                     if tokens.len() == max_nodes {
                         break;
                     }
-                    let Some(token) = left.draw(choices) else { break };
+                    let Some(index) = left.draw(choices) else { break };
+                    let token = law.tokens()[index];
                     let known = draws[row].iter().copied().find(|&node| tokens[node] == token);
                     let node = match known {
                         Some(node) => node,
@@ -79,7 +82,7 @@ impl DrawnTree {
                     };
                     draws[row].push(node);
                     if siblings == Siblings::Distinct {
-                        left = left.without(token);
+                        left.remove(index);
                     }
                 }
                 laws[row] = law;

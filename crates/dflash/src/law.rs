@@ -1,5 +1,7 @@
 //! Distributions over tokens.
 
+use std::cmp::Ordering;
+
 use ndarray::ArrayView1;
 use tensor_utils::{Element, check_not_empty};
 
@@ -7,6 +9,8 @@ use crate::{Choices, Error, Sampling};
 
 /// How far the sum of given probabilities may be from 1.
 const SUM_TOLERANCE: f64 = 1e-6;
+/// Numbers that are sorted first to find those that make up most of a sum.
+const SORTED_FIRST: usize = 256;
 
 /// A distribution over tokens: those with a positive probability, by id.
 ///
@@ -112,9 +116,18 @@ impl Law {
     /// rejected. Empty if nothing is left.
     #[must_use]
     pub fn residual(&self, other: &Self) -> Self {
-        let mut left = Self::default();
+        let mut left = Self {
+            tokens: Vec::with_capacity(self.tokens.len()),
+            probabilities: Vec::with_capacity(self.tokens.len()),
+        };
+        // Both are sorted: one walk over the two.
+        let mut at = 0;
         for (&token, &p) in self.tokens.iter().zip(&self.probabilities) {
-            let rest = p - other.probability(token);
+            while other.tokens.get(at).is_some_and(|&before| before < token) {
+                at += 1;
+            }
+            let is_in_other = other.tokens.get(at) == Some(&token);
+            let rest = if is_in_other { p - other.probabilities[at] } else { p };
             if rest > 0.0 {
                 left.tokens.push(token);
                 left.probabilities.push(rest);
@@ -128,12 +141,17 @@ impl Law {
     #[must_use]
     pub fn without(&self, token: u32) -> Self {
         let mut left = self.clone();
-        if let Ok(index) = left.tokens.binary_search(&token) {
-            left.tokens.remove(index);
-            left.probabilities.remove(index);
-            left.normalise();
-        }
+        left.remove(token);
         left
+    }
+
+    /// [`without`](Self::without), in place.
+    pub(crate) fn remove(&mut self, token: u32) {
+        if let Ok(index) = self.tokens.binary_search(&token) {
+            self.tokens.remove(index);
+            self.probabilities.remove(index);
+            self.normalise();
+        }
     }
 
     fn normalise(&mut self) {
@@ -141,30 +159,95 @@ impl Law {
         self.probabilities.iter_mut().for_each(|p| *p /= sum);
     }
 
+    /// Keeps the most likely tokens, as many as the options say; of equal ones those with lower ids.
     fn cut(&mut self, sampling: &Sampling) {
         let Sampling { top_k, top_p, min_p, .. } = *sampling;
-        if top_k.is_none_or(|k| k >= self.tokens.len()) && top_p.is_none() && min_p.is_none() {
+        let top_k = top_k.filter(|&k| k < self.tokens.len());
+        if top_k.is_none() && top_p.is_none() && min_p.is_none() {
             return;
         }
-        let mut order: Vec<usize> = (0..self.tokens.len()).collect();
-        // Descending; the sort is stable, so equal ones stay in the order of their ids.
-        order.sort_by(|&a, &b| self.probabilities[b].total_cmp(&self.probabilities[a]));
-        order.truncate(top_k.unwrap_or(usize::MAX));
+        // How many stay and how likely the last of them is, are questions of the numbers alone.
+        let mut best = self.probabilities.clone();
+        if let Some(k) = top_k {
+            best.select_nth_unstable_by(k, descending);
+            best.truncate(k);
+        }
         if let Some(top_p) = top_p {
-            let sum: f64 = order.iter().map(|&index| self.probabilities[index]).sum();
-            let mut cumulative = 0.0;
-            let reached = order.iter().position(|&index| {
-                cumulative += self.probabilities[index];
-                cumulative >= top_p * sum
-            });
-            order.truncate(reached.map_or(order.len(), |last| last + 1));
+            truncate_to_share(&mut best, top_p);
         }
-        if let (Some(min_p), Some(&first)) = (min_p, order.first()) {
-            let least = min_p * self.probabilities[first];
-            order.retain(|&index| self.probabilities[index] >= least);
+        if let Some(min_p) = min_p {
+            let least = min_p * best.iter().copied().fold(0.0, f64::max);
+            best.retain(|&p| p >= least);
         }
-        order.sort_unstable();
-        self.tokens = order.iter().map(|&index| self.tokens[index]).collect();
-        self.probabilities = order.iter().map(|&index| self.probabilities[index]).collect();
+        let last = best.iter().copied().fold(f64::INFINITY, f64::min);
+        let ties = best.iter().filter(|&&p| p == last).count();
+        self.keep_from(last, ties);
     }
+
+    /// Keeps the tokens that are more likely than `last`, and the first `ties` of those as likely.
+    fn keep_from(&mut self, last: f64, mut ties: usize) {
+        let mut kept = 0;
+        for index in 0..self.tokens.len() {
+            let p = self.probabilities[index];
+            let is_tie = p == last && ties > 0;
+            ties -= usize::from(is_tie);
+            if p > last || is_tie {
+                self.tokens[kept] = self.tokens[index];
+                self.probabilities[kept] = p;
+                kept += 1;
+            }
+        }
+        self.tokens.truncate(kept);
+        self.probabilities.truncate(kept);
+    }
+}
+
+fn descending(a: &f64, b: &f64) -> Ordering {
+    b.total_cmp(a)
+}
+
+/// Keeps the largest of these positive numbers, descending, up to the one that brings their sum to `share` of the
+/// sum of all, where both sums are those of the descending order. Few are sorted if few are enough.
+fn truncate_to_share(numbers: &mut Vec<f64>, share: f64) {
+    // Sums of the same numbers in two orders differ by less than this part of them.
+    let slack = 2.0 * numbers.len() as f64 * f64::EPSILON;
+    let goal = share * numbers.iter().sum::<f64>();
+    let (mut cumulative, mut sorted, mut end) = (0.0, 0, SORTED_FIRST);
+    while sorted < numbers.len() {
+        sort_part(numbers, sorted, end);
+        for index in sorted..numbers.len().min(end) {
+            cumulative += numbers[index];
+            if cumulative >= goal * (1.0 + slack) {
+                return numbers.truncate(index + 1);
+            }
+            if cumulative >= goal * (1.0 - slack) {
+                // Too close to tell without the sum in descending order.
+                numbers.sort_unstable_by(descending);
+                return numbers.truncate(reach(numbers, share));
+            }
+        }
+        (sorted, end) = (end, end.saturating_mul(16));
+    }
+}
+
+/// Brings the numbers of `start..end` to the places that they have in descending order, where those before `start`
+/// have theirs; all of the others, if there are no more.
+fn sort_part(numbers: &mut [f64], start: usize, end: usize) {
+    let rest = &mut numbers[start..];
+    let count = rest.len().min(end - start);
+    if count < rest.len() {
+        rest.select_nth_unstable_by(count, descending);
+    }
+    rest[..count].sort_unstable_by(descending);
+}
+
+/// How many of the first of these numbers reach `share` of the sum of all: all, if rounding keeps them from it.
+fn reach(descending: &[f64], share: f64) -> usize {
+    let sum: f64 = descending.iter().sum();
+    let mut cumulative = 0.0;
+    let reached = descending.iter().position(|&p| {
+        cumulative += p;
+        cumulative >= share * sum
+    });
+    reached.map_or(descending.len(), |last| last + 1)
 }

@@ -16,6 +16,7 @@ mod reference;
 mod stochastic;
 mod target;
 mod tree;
+mod urn;
 
 pub mod exact;
 pub mod formats;

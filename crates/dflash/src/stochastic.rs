@@ -111,7 +111,7 @@ fn accept_one(
         }
         *p = left;
         if drawn.siblings() == Siblings::Distinct {
-            q = q.without(token);
+            q.remove(token);
         }
     }
     None

@@ -320,8 +320,8 @@ fn batches_do_not_mix() {
         assert_eq!(alone.generation(0), Some(&together));
         assert!(bits(alone.cache(), alone.seq(0).unwrap()) == state);
     }
-    let generations = decoder.into_generations().unwrap();
-    assert!(generations.iter().any(|generation| generation.finish == Some(Finish::Eos)));
+    let generations = decoder.into_generations(&mut NoDraft).unwrap();
+    assert!(generations.values().any(|generation| generation.finish == Some(Finish::Eos)));
     assert_eq!(cache.sequences().count(), 0);
     cache.check_invariants().unwrap();
 }
@@ -597,7 +597,7 @@ fn prompts_that_are_cached_in_part() {
     for index in 0..3 {
         assert_eq!(decoder.generation(index).unwrap().tokens, truth[20..], "{index}");
     }
-    decoder.into_generations().unwrap();
+    decoder.into_generations(&mut NoDraft).unwrap();
     assert_eq!(cache.stats().sequences, 1);
     assert_eq!(cache.len(seq).unwrap(), 7);
 }
@@ -617,22 +617,83 @@ fn sequences_are_released() {
     }
     decoder.step(drafter).unwrap();
     let live = decoder.cache().stats().live;
-    decoder.release(1, drafter).unwrap();
-    decoder.release(1, drafter).unwrap();
-    decoder.release(9, drafter).unwrap();
-    assert!(decoder.cache().stats().live < live && decoder.seq(1).is_none());
     let so_far = decoder.generation(1).unwrap().clone();
-    assert_eq!(so_far.finish, Some(Finish::Released));
+    let released = decoder.release(1, drafter).unwrap().unwrap();
+    assert_eq!(released, Generation { finish: Some(Finish::Released), ..so_far });
+    assert_eq!(released.tokens, truth[1][3..][..released.tokens.len()]);
+    assert_eq!(decoder.release(1, drafter).unwrap(), None);
+    assert_eq!(decoder.release(9, drafter).unwrap(), None);
+    assert!(decoder.cache().stats().live < live && decoder.seq(1).is_none());
+    assert!(decoder.generation(1).is_none());
+    // Its number is not given again.
+    assert_eq!(decoder.add(&prompts[1]).unwrap(), 3);
     while decoder.step(drafter).unwrap() {}
-    decoder.release(2, drafter).unwrap();
-    assert_eq!(decoder.cache().stats().sequences, 1);
-    let all = decoder.into_generations().unwrap();
-    assert_eq!(all[1], so_far);
-    for index in [0, 2] {
-        assert_eq!(all[index].tokens, truth[index][3..]);
-        assert_eq!(all[index].finish, Some(Finish::Length));
+    let last = decoder.release(2, drafter).unwrap().unwrap();
+    assert_eq!(last.tokens, truth[2][3..]);
+    assert_eq!(decoder.cache().stats().sequences, 2);
+    let all = decoder.into_generations(drafter).unwrap();
+    assert_eq!(all.keys().copied().collect::<Vec<_>>(), [0, 3]);
+    for (number, prompt) in [(0, 0), (3, 1)] {
+        assert_eq!(all[&number].tokens, truth[prompt][3..]);
+        assert_eq!(all[&number].finish, Some(Finish::Length));
     }
     assert_eq!(cache.stats().sequences, 0);
+}
+
+/// A drafter over a quantised cache, which cannot go back to what it has quantised.
+fn quantised_drafter() -> ModelDrafter<Transformer> {
+    let config = SIZES.cache().stored_as(Storage::Int8);
+    let config = kvcache::Config { page_size: 4, residual: 8, ..config };
+    let drafts = ModelDrafts::Best { width: 2, depth: 2 };
+    ModelDrafter::new(Transformer::new(SIZES, 5), Cache::new(&config).unwrap(), drafts)
+}
+
+/// A few steps with a prompt that begins like no other.
+fn begin<'a>(
+    model: &'a mut Transformer,
+    cache: &'a mut Cache,
+    drafter: &mut impl Drafter,
+    round: u32,
+) -> Decoder<'a, Transformer> {
+    let mut decoder = Decoder::new(model, cache, DecodeOptions::default()).unwrap();
+    decoder.add(&Vec::from_iter((0..20).map(|i| (round + i * 7) % 61))).unwrap();
+    for _ in 0..3 {
+        assert!(decoder.step(drafter).unwrap());
+    }
+    decoder
+}
+
+/// The drafter hears of sequences that the decoder ends before they have.
+#[test]
+fn drafters_keep_nothing_of_decoders_that_ended() {
+    let (mut model, mut cache, mut drafter) =
+        (Transformer::new(SIZES, 6), cache(), quantised_drafter());
+    for round in 0..4 {
+        let decoder = begin(&mut model, &mut cache, &mut drafter, round);
+        assert_eq!(drafter.cache().stats().sequences, 1);
+        let generations = decoder.into_generations(&mut drafter).unwrap();
+        assert!(generations[&0].finish.is_none() && !generations[&0].tokens.is_empty());
+        assert_eq!(drafter.cache().stats().sequences, 0);
+    }
+    assert_eq!(cache.stats().sequences, 0);
+}
+
+/// It hears nothing of a decoder that is dropped, and takes its number for another text.
+#[test]
+fn drafters_start_afresh_where_their_cache_cannot_go_back() {
+    let (mut model, mut cache, mut drafter) =
+        (Transformer::new(SIZES, 6), cache(), quantised_drafter());
+    for round in 0..4 {
+        drop(begin(&mut model, &mut cache, &mut drafter, round));
+        assert_eq!(drafter.cache().stats().sequences, 1, "round {round}");
+        drafter.cache().check_invariants().unwrap();
+        // What it drafts is what a new one drafts.
+        let text = Vec::from_iter((0..20).map(|i| (i * i + round) % 61));
+        let draft = drafter.draft(0, &text, 6).unwrap();
+        assert_eq!(draft, quantised_drafter().draft(0, &text, 6).unwrap());
+    }
+    drafter.finish(0);
+    assert_eq!(drafter.cache().stats().sequences, 0);
 }
 
 #[test]
@@ -798,7 +859,7 @@ fn failures_leave_everything_as_it_was() {
             text.extend(&decoder.generation(index).unwrap().tokens);
         }
         decoder.cache().check_invariants().unwrap();
-        drop(decoder.into_generations().unwrap());
+        decoder.into_generations(&mut lookup).unwrap();
     }
     for (text, generation) in texts.iter().zip(&want) {
         let prompt = if text[0] == 1 { 2 } else { 1 };

@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use dflash::{
-    BoxError, DecodeOptions, Decoder, Draft, Pass, Scripted, Target, TokenTree, accept_greedy,
-    best_first,
+    BoxError, DecodeOptions, Decoder, Draft, NoDraft, Pass, Scripted, Target, TokenTree,
+    accept_greedy, best_first,
 };
 use kvcache::{Cache, Config, Layout};
 use ndarray::{Array2, Array3, ArrayViewMut2};
@@ -58,8 +58,30 @@ fn peak(vocabulary: usize, nodes: usize, prompt: usize) -> usize {
     peak
 }
 
+/// What a decoder still has of 1000 sequences that came and went, one of them unfinished.
+fn left_of_released() -> usize {
+    let mut cache = Cache::new(&Config::new(1, 1, 1)).unwrap();
+    let mut model = Ones(10);
+    let mut decoder = Decoder::new(&mut model, &mut cache, DecodeOptions::default()).unwrap();
+    let mut come_and_go = |times: usize| {
+        for _ in 0..times {
+            let index = decoder.add(&[1; 20]).unwrap();
+            decoder.step(&mut NoDraft).unwrap();
+            assert_eq!(decoder.release(index, &mut NoDraft).unwrap().unwrap().tokens, [1]);
+        }
+    };
+    come_and_go(10);
+    ALLOC.reset_peak();
+    let before = ALLOC.bytes_in_use();
+    come_and_go(1000);
+    ALLOC.bytes_in_use().saturating_sub(before)
+}
+
 #[test]
 fn memory() {
+    let left = left_of_released();
+    assert!(left < 1024, "{left} bytes");
+
     // The documented formula: 4 bytes a logit, and at most 300 bytes a row for the rest.
     for (vocabulary, nodes) in [(50_257, 63), (1000, 63), (1000, 255), (50_257, 0)] {
         let rows = nodes + 1;

@@ -7,11 +7,37 @@ mod common;
 use common::{random_parts, trees};
 use dflash::formats::{eagle, sglang};
 use dflash::{
-    TokenTree, accept_greedy, accept_greedy_reference, argmax, build_tree_mask, tree_mask_reference,
+    Law, Sampling, TokenTree, accept_greedy, accept_greedy_reference, argmax, build_tree_mask,
+    tree_mask_reference,
 };
+use ndarray::Array1;
+use proptest::collection::vec;
+use proptest::option;
 use proptest::prelude::*;
 use tensor_utils::testing::property_cases;
 use tensor_utils::{bf16, f16};
+
+/// The tokens that the cuts leave, by id, with their probabilities.
+fn cut(logits: &Array1<f64>, sampling: &Sampling) -> (Vec<u32>, Vec<f64>) {
+    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weight = |x: &f64| ((x - max) / sampling.temperature).exp();
+    let mut order: Vec<(u32, f64)> = (0..).zip(logits.iter().map(weight)).collect();
+    // Stable: of equal ones the lower id.
+    order.sort_by(|a, b| b.1.total_cmp(&a.1));
+    order.truncate(sampling.top_k.unwrap_or(usize::MAX));
+    let (all, mut cumulative) = (order.iter().map(|(_, p)| p).sum::<f64>(), 0.0);
+    let mut kept = Vec::new();
+    for (token, p) in order {
+        let is_reached = sampling.top_p.is_some_and(|top_p| cumulative >= top_p * all);
+        cumulative += p;
+        if !is_reached && sampling.min_p.is_none_or(|min_p| p >= min_p) {
+            kept.push((token, p));
+        }
+    }
+    kept.sort_by_key(|(token, _)| *token);
+    let sum: f64 = kept.iter().map(|(_, p)| p).sum();
+    kept.into_iter().map(|(token, p)| (token, p / sum)).unzip()
+}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(property_cases(256)))]
@@ -54,6 +80,38 @@ proptest! {
             }
         }
         prop_assert_eq!(accept_greedy(&tree, logits.view()).unwrap(), accepted);
+    }
+
+    /// The cuts as they read, one token at a time; to the bit, ties included.
+    #[test]
+    fn cuts_are_their_definition(
+        logits in prop_oneof![vec(-4..=4_i32, 1..60), vec(-30..=4_i32, 200..700)],
+        top_k in option::of(1..700_usize),
+        top_p in option::of(prop_oneof![0.01..1.0_f64, Just(0.5), Just(1.0)]),
+        min_p in option::of(prop_oneof![0.0..1.0_f64, Just(0.0), Just(1.0)]),
+    ) {
+        let sampling = Sampling { temperature: 0.5, top_k, top_p, min_p };
+        let logits = Array1::from_iter(logits.into_iter().map(f64::from));
+        let law = Law::from_logits(logits.view(), 0, &sampling).unwrap();
+        let (tokens, probabilities) = cut(&logits, &sampling);
+        prop_assert_eq!(law.tokens(), tokens);
+        prop_assert_eq!(law.probabilities(), probabilities);
+    }
+
+    /// What is left of one law after another, a token at a time.
+    #[test]
+    fn residuals_are_their_definition(a in vec(0..4_u8, 1..30), b in vec(0..4_u8, 1..30)) {
+        let [a, b] = [a, b].map(|weights| {
+            let sum: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
+            let shares = weights.iter().map(|&weight| f64::from(weight) / sum.max(1.0));
+            Law::from_probabilities(&Vec::from_iter(shares)).unwrap_or_default()
+        });
+        let left = (0..30).map(|token| (token, a.probability(token) - b.probability(token)));
+        let left = Vec::from_iter(left.filter(|&(_, p)| p > 0.0));
+        let sum: f64 = left.iter().map(|(_, p)| p).sum();
+        let residual = a.residual(&b);
+        prop_assert_eq!(residual.tokens(), Vec::from_iter(left.iter().map(|(token, _)| *token)));
+        prop_assert_eq!(residual.probabilities(), Vec::from_iter(left.iter().map(|(_, p)| p / sum)));
     }
 
     #[test]
@@ -130,9 +188,9 @@ proptest! {
     /// Whatever the arrays hold, an error or a tree comes out.
     #[test]
     fn nothing_panics(
-        tokens in prop::collection::vec(any::<u32>(), 0..9),
-        parents in prop::collection::vec(-2..9_i64, 0..9),
-        links in prop::collection::vec(-2..5_i64, 16),
+        tokens in vec(any::<u32>(), 0..9),
+        parents in vec(-2..9_i64, 0..9),
+        links in vec(-2..5_i64, 16),
     ) {
         if let Ok(tree) = TokenTree::new(&tokens, &parents) {
             prop_assert_eq!(tree.len(), tokens.len());

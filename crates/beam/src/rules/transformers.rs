@@ -1,6 +1,8 @@
 //! Finished sequences apart from the live beams, as in Hugging Face Transformers
 //! ([`Rule::Transformers`](crate::Rule::Transformers)).
 
+use std::cmp::Ordering;
+
 use super::{Candidate, Finished, Group, Live, Step, best_of, offered, push};
 use crate::EarlyStopping;
 use crate::history::History;
@@ -29,22 +31,23 @@ pub(super) fn select(
         if ends {
             let finished =
                 Finished { node, length: step.length, logprob, score: step.score(logprob) };
-            store(group, finished, step.beams);
+            group.finished.push(finished);
         } else {
             kept.push(Live { node, logprob, row: group.live[beam].row });
         }
     }
+    keep_best(&mut group.finished, step.beams);
     // Merits order them, so the first need not have the highest log-probability.
     let best_live = kept.iter().map(|live| live.logprob).reduce(f64::max);
     group.done = best_live.is_none_or(|best| is_done(group, step, best, early_stopping));
     (kept, step.reachable(dropped))
 }
 
-/// Inserts a sequence behind those that are as good.
-fn store(group: &mut Group, finished: Finished, places: usize) {
-    let place = group.finished.partition_point(|stored| stored.score >= finished.score);
-    group.finished.insert(place, finished);
-    group.finished.truncate(places);
+/// Keeps the best sequences; of those that are as good, the ones that came first.
+fn keep_best(finished: &mut Vec<Finished>, places: usize) {
+    let by_score = |a: &Finished, b: &Finished| b.score.partial_cmp(&a.score);
+    finished.sort_by(|a, b| by_score(a, b).unwrap_or(Ordering::Equal));
+    finished.truncate(places);
 }
 
 /// Whether nothing is stored any more.

@@ -1,6 +1,7 @@
 //! Drafts of a smaller model.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use kvcache::{Cache, Rows, SeqId};
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
@@ -65,27 +66,28 @@ impl<M: Target> ModelDrafter<M> {
         &self.runner.cache
     }
 
-    /// Brings the cache to `text` without its last token.
+    /// Brings the cache to `text` without its last token. On an error the sequence stays, with what it holds.
     fn catch_up(&mut self, sequence: usize, text: &[u32]) -> Result<SeqId, Error> {
-        let (seq, cached) = match self.texts.remove(&sequence) {
-            Some(known) => known,
-            None => (self.runner.cache.create()?, Vec::new()),
+        let Self { runner, texts, .. } = self;
+        let (seq, cached) = match texts.entry(sequence) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert((runner.cache.create()?, Vec::new())),
         };
         let known = &text[..text.len() - 1];
         let common = cached.iter().zip(known).take_while(|(a, b)| a == b).count();
-        self.runner.cache.truncate(seq, common)?;
-        self.texts.insert(sequence, (seq, known[..common].to_vec()));
+        let common = runner.shorten(*seq, common)?;
+        cached.truncate(common);
         if common < known.len() {
             let pass = Pass {
-                seq,
+                seq: *seq,
                 tokens: known[common..].to_vec(),
                 positions: (common..known.len()).collect(),
                 rows: Rows::Last(known.len() - common),
             };
-            self.runner.run(&pass, common, None)?;
-            self.texts.insert(sequence, (seq, known.to_vec()));
+            runner.run(&pass, common, None)?;
+            cached.extend(&known[common..]);
         }
-        Ok(seq)
+        Ok(*seq)
     }
 }
 
@@ -97,6 +99,18 @@ struct Runner<M> {
 }
 
 impl<M: Target> Runner<M> {
+    /// Shortens a sequence to `len` rows, or to none where a quantised cache or a window keeps it from going back
+    /// there; returns how many it has.
+    fn shorten(&mut self, seq: SeqId, len: usize) -> Result<usize, Error> {
+        match self.cache.truncate(seq, len) {
+            Err(kvcache::Error::Irreversible { .. }) => {
+                self.cache.truncate(seq, 0)?;
+                Ok(0)
+            }
+            shortened => Ok(shortened.map(|()| len)?),
+        }
+    }
+
     /// Logits after the last token and after each node; the cache stays as it was.
     fn logits(&mut self, seq: SeqId, last: u32, tree: &TokenTree) -> Result<Array2<f32>, Error> {
         let base = self.cache.len(seq)?;
