@@ -29,7 +29,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 pub(crate) use check::Agreement;
 use file::CaseFile;
 use inputs::Inputs;
-use tensor::{Output, widens};
+use tensor::{Output, may_be_wider, widens};
 pub(crate) use tensor::{Stored, Tensor};
 
 /// Computes a kernel's outputs from the inputs of a case.
@@ -102,9 +102,10 @@ pub(crate) fn run_bytes(bytes: &[u8], folder: &Path) -> Result<Checked> {
             format!("unknown tensor `out.{name}`: {} computes {}", kernel.name, known.join(", "))
         })?;
         // The answer may be known more precisely than the kernel can give it.
+        let or_wider = if may_be_wider(got.dtype) { " or wider" } else { "" };
         ensure!(
             widens(got.dtype, wanted.dtype),
-            "`out.{name}` is {:?}, expected {:?} or wider for these inputs",
+            "`out.{name}` is {:?}, expected {:?}{or_wider} for these inputs",
             wanted.dtype,
             got.dtype,
         );

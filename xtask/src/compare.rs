@@ -34,7 +34,7 @@ use peer::{Peer, Start};
 use precision::PrecisionCase;
 use report::Report;
 
-use crate::workspace::{Workspace, say};
+use crate::workspace::{Workspace, note, say};
 
 /// Compare the kernels with PyTorch on this machine.
 #[derive(clap::Args)]
@@ -138,13 +138,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
     let mut precision = Vec::new();
     for case in &precision_cases {
-        eprintln!("{}", case.title());
+        note(case.title());
         precision.push(case.row(torch.as_mut(), &pool).with_context(|| case.title())?);
     }
     let mut peers: Vec<_> = torch.into_iter().chain(rust_peers).collect();
     let mut rows = Vec::new();
     for case in &cases {
-        eprintln!("{}", case.title());
+        note(case.title());
         let with_each = duel::run(case, &mut peers, &pool, usize::from(args.pairs));
         rows.extend(with_each.with_context(|| case.title())?);
     }
@@ -165,7 +165,7 @@ fn available(start: Start) -> Option<Peer> {
     match start {
         Start::Ready(peer) => Some(peer),
         Start::Missing(reason) => {
-            eprintln!("a peer is not measured: {reason}");
+            note(format_args!("a peer is not measured: {reason}"));
             None
         }
     }

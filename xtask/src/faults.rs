@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use comfy_table::{Table, presets};
 use serde::{Deserialize, Serialize};
 
-use crate::workspace::{self, Package, Workspace, say};
+use crate::workspace::{self, Package, Workspace, note, say};
 use copy::Copy;
 use patch::Fault;
 
@@ -89,7 +89,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     for of_package in chosen.chunk_by(|&a, &b| faults[a].package == faults[b].package) {
         let name = &faults[of_package[0]].package;
         let package = workspace.select(Some(name))?.remove(0);
-        eprintln!("{name} without a fault");
+        note(format_args!("{name} without a fault"));
         let (verdict, test) = tests.run(name, &["--tests"])?;
         ensure!(
             verdict == Verdict::Missed,
@@ -106,7 +106,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             (row.verdict, row.test) = outcome?;
             row.seconds = started.elapsed().as_secs_f64();
             row.commit.clone_from(&commit);
-            eprintln!("{:?} {} {} ({:.0} s)", row.verdict, fault.title(), row.test, row.seconds);
+            let Row { verdict, test, seconds, .. } = &*row;
+            note(format_args!("{verdict:?} {} {test} ({seconds:.0} s)", fault.title()));
             // After each one: a run of an hour that is broken off is not lost.
             save(&report, &rows)?;
         }

@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        workspace::note(format_args!("error: {error:#}"));
         ExitCode::FAILURE
     })
 }

@@ -31,8 +31,19 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Stop after so many epochs, if that is sooner
-    #[arg(long, default_value_t = usize::MAX)]
+    #[arg(long, default_value_t = usize::MAX, value_parser = epochs)]
     epochs: usize,
+}
+
+/// Reads a number of epochs, of which one at least is compared with the first ones.
+fn epochs(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(epochs) if epochs > WARM => Ok(epochs),
+        _ => Err(format!(
+            "expected at least {}: what is in use is compared with what was after the first {WARM}",
+            WARM + 1
+        )),
+    }
 }
 
 /// Epochs until buffers that are kept have grown: one for each way to store numbers.
@@ -72,6 +83,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         "{seconds:.0} s, {epoch} epochs on {} threads: {total}; {memory}",
         args.threads
     ));
+    ensure!(
+        epoch > WARM,
+        "too short: memory is compared after {WARM} epochs, of {epoch}; give it more --minutes",
+    );
     ensure!(total.recovered > 0 && total.accepted > 0, "too short: not everything happened");
     Ok(ExitCode::SUCCESS)
 }

@@ -8,7 +8,7 @@ use anyhow::anyhow;
 use walkdir::{DirEntry, WalkDir};
 
 use crate::cases;
-use crate::workspace::say;
+use crate::workspace::{note, say};
 
 /// Run recorded cases through the public API of the kernels.
 ///
@@ -48,7 +48,8 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     {
         let known: BTreeSet<_> = cases::packages().collect();
         let known: Vec<_> = known.into_iter().collect();
-        eprintln!("error: no case is of --package {package}, but of {}", known.join(", "));
+        let known = known.join(", ");
+        note(format_args!("error: no case is of --package {package}, but of {known}"));
         return ExitCode::from(2);
     }
     let (mut passed, mut failed, mut errors) = (0, 0, 0);

@@ -135,11 +135,17 @@ pub(crate) fn commit() -> String {
 pub(crate) fn say(line: impl Display) {
     match writeln!(std::io::stdout(), "{line}") {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            eprintln!("error: cannot print: {error}");
+            note(format_args!("error: cannot print: {error}"));
             std::process::exit(1);
         }
         _ => {}
     }
+}
+
+/// Prints a line to the error stream: an error, or how far the work is. The work does not depend on who reads
+/// it, so a line that cannot be written is left out.
+pub(crate) fn note(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Reads an argument of a command line: a number of minutes.

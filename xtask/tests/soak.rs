@@ -21,6 +21,20 @@ fn times_and_threads_are_in_their_range() {
     assert!(message(&["soak", "--threads", "0"]).contains("0 is not in 1.."));
 }
 
+/// What is in use is compared with what was after the first five epochs.
+#[test]
+fn too_few_epochs_to_compare_memory_are_refused() {
+    for epochs in ["0", "1", "5", "many"] {
+        let text = message(&["soak", "--epochs", epochs]);
+        assert!(text.contains("--epochs") && text.contains("at least 6"), "{text}");
+    }
+    let soak = ["soak", "--minutes", "0.00001", "--threads", "1"];
+    let output = Command::new(env!("CARGO_BIN_EXE_xtask")).args(soak).output();
+    let output = output.expect("the program runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("more --minutes"), "{text}");
+}
+
 #[test]
 fn a_few_epochs_on_four_threads() {
     let soak = ["soak", "--epochs", "7", "--threads", "4"];

@@ -27,6 +27,7 @@ impl Case {
             ("params", r#"{"causal": true, "window": 3}"#),
             ("atol", "1e-6"),
             ("rtol", "1e-6"),
+            ("source", "by hand"),
         ];
         let case = Self {
             metadata: metadata.map(|(key, value)| (key, value.to_owned())).to_vec(),
@@ -304,6 +305,12 @@ fn wrong_shapes_are_named() {
     expect_error(&case().floats("in.bias", &[1], &[0.0]), "`in.bias` has shape [1]");
     expect_error(&case().integers("in.tree_parents", &[2], &[-1, 0]), "`in.tree_parents` has");
     expect_error(&case().integers("in.kv_len", &[1], &[-2]), "`in.kv_len` contains -2");
+    // A number has no rows.
+    let message = "has shape [], expected at least one axis";
+    expect_error(&Case::of_top_k(1, r#"{"k": 1}"#).floats("in.logits", &[], &[0.0]), message);
+    let norm = Case::of("layernorm-bwd", "{}").floats("in.x", &[], &[1.0]);
+    let norm = norm.floats("in.dy", &[], &[1.0]).floats("in.gamma", &[1], &[1.0]);
+    expect_error(&norm.floats("in.beta", &[1], &[0.0]).floats("out.y", &[], &[0.0]), message);
     // Rows without end, in a file of a few hundred bytes.
     let endless = Case::of("ternary-quantize", "{}").floats("in.w", &[1 << 40, 0], &[]);
     expect_error(
@@ -320,6 +327,10 @@ fn wrong_types_are_named() {
     let half = case().tensor("out.o", Dtype::F16, &[1, 1, 1, 1], vec![0, 0x45]);
     expect_error(&half, "`out.o` is F16, expected F32 or wider");
     expect_error(&case().integers("out.o", &[1, 1, 1, 1], &[5]), "`out.o` is I64");
+    // There is nothing wider than integers of 64 bits.
+    let narrow = Case::of_top_k(3, r#"{"k": 1}"#);
+    let narrow = narrow.tensor("out.indices", Dtype::I32, &[1, 1], vec![0; 4]);
+    expect_error(&narrow, "`out.indices` is I32, expected I64 for these inputs");
     expect_error(&case().tensor("in.bias", Dtype::F64, &[1, 1], vec![0; 8]), "`in.bias` is F64");
     expect_error(&case().floats("in.mask", &[1, 1], &[1.0]), "`in.mask` is F32");
     expect_error(&case().floats("in.kv_len", &[1], &[1.0]), "`in.kv_len` is F32");
@@ -330,6 +341,11 @@ fn what_is_not_a_case_is_named() {
     expect_error(&Case::correct().with("kernel", "warp-drive"), "unknown kernel `warp-drive`");
     expect_error(&Case::correct().with("format", "pt"), "not a case");
     expect_error(&Case::correct().with("atol", "small"), "`atol` is `small`");
+    for (missing, _) in Case::correct().metadata {
+        let mut case = Case::correct();
+        case.metadata.retain(|&(key, _)| key != missing);
+        expect_error(&case, &format!("its metadata has no key `{missing}`"));
+    }
 }
 
 #[test]
@@ -355,6 +371,16 @@ fn a_model_beside_a_case_is_not_a_case() {
     let (code, text) = verify(folder.path());
     assert_eq!(text.lines().last(), Some("1 passed, 0 failed"));
     assert_eq!(code, 0, "{text}");
+}
+
+/// A case and its model are moved together.
+#[test]
+fn a_model_elsewhere_is_refused() {
+    for model in ["/models/nano", "../nano", "a/../../nano", ""] {
+        let case = Case::of("qwen3", &format!(r#"{{"model": "{model}"}}"#));
+        let case = case.integers("in.ids", &[1, 1], &[0]).integers("out.greedy", &[1, 1], &[0]);
+        expect_error(&case, &format!("`model` is `{model}`, expected the name of a folder beside"));
+    }
 }
 
 #[test]
@@ -401,6 +427,22 @@ fn a_closed_output_is_no_failure() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Nor does one of the errors.
+#[test]
+fn a_closed_error_stream_is_no_failure() {
+    for (arguments, code) in [
+        (&["verify-cases", "-p", "nobody", "x"][..], 2),
+        (&["faults", "-p", "nobody", "--list"], 1),
+        (&["compare", "-p", "nobody"], 1),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        command.args(arguments).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        drop(child.stderr.take());
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{arguments:?}");
+    }
 }
 
 /// What is too large for int8 has no result.

@@ -6,7 +6,7 @@
 //! Without arguments: of a model that was trained on this crate's documents for a moment, which has
 //! learnt little.
 
-use std::env::args;
+use std::env::args_os;
 use std::path::{Path, PathBuf};
 
 use ternary_train::formats::{read_folder, write_folder};
@@ -29,7 +29,7 @@ const DOCUMENTS: &str =
     concat!(include_str!("../README.md"), include_str!("../docs/derivation.md"));
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut paths = args().skip(1).map(PathBuf::from);
+    let mut paths = args_os().skip(1).map(PathBuf::from);
     let temporary = tempfile::tempdir()?;
     let (folder, train) = match paths.next() {
         Some(folder) => (folder, Corpus::by_work(&paths.collect::<Vec<_>>(), &[])?.train),

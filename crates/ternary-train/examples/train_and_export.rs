@@ -13,10 +13,10 @@ use ternary_train::{Config, Preset, Projection, Tokenizer, TrainOptions, Trainer
 const TEXT: &str = concat!(include_str!("../README.md"), include_str!("../docs/derivation.md"));
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments = std::env::args_os().skip(1);
     let temporary = tempfile::tempdir()?;
     let folder = arguments.next().map_or(temporary.path().to_owned(), PathBuf::from);
-    let steps = arguments.next().map_or(Ok(100), |steps| steps.parse())?;
+    let steps = arguments.next().map_or(Ok(100), |steps| steps.to_string_lossy().parse())?;
 
     let config = Config { ternary: Some(Projection::default()), ..Preset::Nano.config(256) };
     let options = TrainOptions { steps, warmup: steps / 10, ..TrainOptions::default() };

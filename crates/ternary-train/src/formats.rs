@@ -2,16 +2,17 @@
 
 mod folder;
 mod gguf;
+mod new_file;
 mod safetensors;
 
 use std::path::Path;
 
 use crate::Error;
 
-pub(crate) use folder::{beside, put, write_file};
 pub use folder::{read_folder, write_folder};
 pub(crate) use gguf::check_blocks;
 pub use gguf::write_gguf;
+pub(crate) use new_file::{NewFile, write_file};
 
 /// Checks that a tensor has neither NaN nor infinity: training ends before it comes to such weights, and
 /// all that a model says with them is NaN.

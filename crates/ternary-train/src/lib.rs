@@ -30,7 +30,7 @@ pub use train::{
 };
 
 // Reports.
-pub use report::{Leakage, Point, TrainReport, Validation, peak_memory};
+pub use report::{Leakage, Point, TrainReport, Validation, peak_memory, shell_line};
 
 // Text.
 pub use tokenizer::Tokenizer;

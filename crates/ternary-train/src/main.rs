@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     match cli::Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", explained(&error));
+            cli::note(format_args!("error: {}", explained(&error)));
             ExitCode::FAILURE
         }
     }

@@ -25,9 +25,9 @@ impl Default for Projection {
     }
 }
 
-/// How the scale `s` and the codes `t` of a group follow from its weights `w`. Scales are rounded to f32
-/// and then to f16 before the codes are taken (one in some 30,000 is not the nearest f16 therefore). A
-/// weight at the edge of the zero band becomes 0.
+/// How the scale `s` and the codes `t` of a group follow from its weights `w`. Sums are in f64; scales are
+/// rounded to f32 and then to f16 before the codes are taken, as PyTorch rounds an f64 to f16 (one in some
+/// 30,000 is not the nearest f16 therefore). A weight at the edge of the zero band becomes 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rule {

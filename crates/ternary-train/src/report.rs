@@ -2,6 +2,9 @@
 
 mod curve;
 mod markdown;
+mod shell;
+
+pub use shell::shell_line;
 
 use std::fs;
 use std::io::Write;
@@ -15,7 +18,7 @@ use crate::{Config, Error, TrainOptions};
 /// Everything that is worth knowing about a training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainReport {
-    /// The command that repeats it.
+    /// The command that repeats it, such as [`shell_line`] makes it.
     pub command: String,
     /// Name of the preset; `None` for a configuration of its own.
     pub preset: Option<String>,

@@ -103,6 +103,12 @@ fn options_that_contradict_each_other_are_named() {
         (&["--batch", "0"], &["--batch"]),
         (&["--context", "0"], &["--context"]),
         (&["--bpe", "100"], &["--bpe", "256"]),
+        (&["--context", "2049"], &["--context", "2048"]),
+        (&["--batch", "18446744073709551615"], &["--batch", "counted"]),
+        (&["--accumulate", "18446744073709551615"], &["--accumulate", "counted"]),
+        (&["--steps", "18446744073709551615"], &["--steps", "counted"]),
+        (&["--embedding-rate", "1e-320"], &["--embedding-rate", "finite"]),
+        (&["--residual-rate", "1e-310"], &["--residual-rate", "finite"]),
     ] {
         let error = train(options);
         assert!(names.iter().all(|name| error.contains(name)), "{options:?}: {error}");
@@ -114,6 +120,22 @@ fn options_that_contradict_each_other_are_named() {
             &["--temperature", "greedy"],
         ),
         (&["eval", "a", "--text", "b", "--ngram", "9"], &["--ngram", "1..=8"]),
+        (
+            &["generate", "--model", "a", "--prompt", "b", "--beams", "2", "--top-k", "3"],
+            &["--top-k"],
+        ),
+        (
+            &["generate", "--model", "a", "--prompt", "b", "--beams", "2", "--seed", "3"],
+            &["--seed"],
+        ),
+        (
+            &["generate", "--model", "a", "--prompt", "b", "--speculative", "2", "--top-p", "1"],
+            &["--top-p"],
+        ),
+        (
+            &["generate", "--model", "a", "--prompt", "b", "--speculative", "2", "--min-p", "0"],
+            &["--min-p"],
+        ),
     ] {
         let error = refused(arguments);
         assert!(names.iter().all(|name| error.contains(name)), "{arguments:?}: {error}");
@@ -144,6 +166,88 @@ fn a_text_too_short_to_measure_with_is_refused() {
         assert!(!output.status.success() && error.contains(name), "{error}");
         assert!(error.contains("a window takes 16"), "{error}");
     }
+    let output = train(&short, &path("model"), &["--val", &text]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("--text: the training text has 16 tokens"), "{error}");
+    assert!(!Path::new(&path("model")).exists());
+}
+
+/// Float to the last step is a float model: in its files, its report and where it is measured.
+#[test]
+fn a_model_whose_every_step_is_float_is_float() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (text, held_out) = (path("text.txt"), path("held-out.txt"));
+    write_text(text.as_ref());
+    std::fs::write(&held_out, "what the model is measured with, in one window or two\n").unwrap();
+    let measured = ["--val", &held_out];
+    let trained = |out: &str, options: &[&str]| {
+        let output = train(&text, out, &[&measured[..], options].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report = std::fs::read_to_string(Path::new(out).join("report.json")).unwrap();
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+        (report, String::from_utf8(output.stdout).unwrap())
+    };
+    let (report, printed_first) = trained(&path("model"), &["--float-steps", "2"]);
+    assert_eq!((&report["weights"], &report["zeros"]), (&"float".into(), &().into()));
+    assert!(refused(&["verify", &path("model")]).contains("groups are not ternary"));
+    let eval = ["eval", &path("model"), "--text", &held_out, "--context", "16", "--windows", "3"];
+    let loss = report["validation"]["loss"].as_f64().unwrap();
+    let evaluated = printed(&eval);
+    assert!(evaluated.contains(&format!("loss                 {loss:.4}")), "{evaluated} {loss}");
+    // There is nothing left to do, and the result is the same.
+    let resumed = printed(&["train", "--resume", "--out", &path("model"), "--quiet"]);
+    assert_eq!(resumed, printed_first);
+    let (report, _) = trained(&path("switched"), &["--float-steps", "1"]);
+    assert_eq!(report["weights"], "ternary absmean, groups of 128");
+    printed(&["verify", &path("switched")]);
+}
+
+#[test]
+fn the_command_of_the_report_is_quoted() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("it's a text.txt");
+    let model = folder.path().join("model");
+    small(&text, &model);
+    let report = std::fs::read_to_string(model.join("report.md")).unwrap();
+    let quoted = text.to_str().unwrap().replace('\'', r"'\''");
+    assert!(report.contains(&format!(" train --text '{quoted}' --out ")), "{report}");
+}
+
+/// A checkpoint keeps the paths of the texts, and a resumed training reads them again.
+#[cfg(unix)]
+#[test]
+fn texts_that_cannot_be_read_again_are_refused() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let (text, out) = (folder.path().join("text.txt"), folder.path().join("model"));
+    let odd = folder.path().join(OsStr::from_bytes(b"odd-\xff.txt"));
+    let pipe = folder.path().join("pipe");
+    write_text(&text);
+    std::fs::copy(&text, &odd).unwrap();
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let trained = |text: &Path, val: &Path, out: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ternary-train"));
+        command.args(["train", "--quiet", "--steps", "1", "--batch", "1", "--eval-windows", "1"]);
+        command.arg("--text").arg(text).arg("--val").arg(val).arg("--out").arg(out);
+        command.args(["--guard", "0"]).output().unwrap()
+    };
+    for (output, what) in [
+        (trained(&odd, &text, &out), ["--text ", "not UTF-8"]),
+        (trained(&text, &odd, &out), ["--val ", "not UTF-8"]),
+        (trained(&pipe, &text, &out), ["--text ", "not a regular file"]),
+    ] {
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(what.iter().all(|what| error.contains(what)), "{error}");
+        assert!(!out.exists());
+    }
+    // Other paths are in the report alone, for people.
+    let out = folder.path().join(OsStr::from_bytes(b"model-\xff"));
+    let output = trained(&text, &text, &out);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(out.join("report.md").exists());
 }
 
 #[test]
@@ -280,5 +384,67 @@ fn a_closed_output_is_no_failure() {
         let output = child.wait_with_output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && !error.contains("panicked"), "{arguments:?}: {error}");
+    }
+}
+
+/// How far the work is and what went wrong is said to whoever listens; the work does not depend on it.
+#[test]
+fn a_closed_error_stream_is_no_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (text, model) = (path("text.txt"), path("model"));
+    write_text(text.as_ref());
+    let code = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ternary-train"));
+        command.args(arguments).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        drop(child.stderr.take());
+        child.wait().unwrap().code()
+    };
+    let train = ["train", "--text", &text, "--out", &model, "--steps", "2", "--batch", "2"];
+    let sizes = ["--context", "16", "--eval-windows", "4", "--eval-every", "1"];
+    assert_eq!(code(&[&train[..], &sizes].concat()), Some(0));
+    assert!(Path::new(&model).join("report.md").is_file());
+    let generate = ["generate", "--model", &model, "--prompt", "abc ", "--max-tokens", "9"];
+    assert_eq!(code(&generate), Some(0));
+    assert_eq!(code(&["verify", &path("none")]), Some(1));
+}
+
+/// The name that was given, not that of the file which was to be moved there; what is no file stays.
+#[cfg(unix)]
+#[test]
+fn what_cannot_be_exported_to_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    small(path("text.txt").as_ref(), path("model").as_ref());
+    let export = ["export", "--model", &path("model"), "--format", "gguf", "--out"];
+    let missing = path("none/x.gguf");
+    let error = refused(&[&export[..], &[&missing]].concat());
+    assert!(error.contains(&missing) && error.matches("none/").count() == 1, "{error}");
+    let pipe = path("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let error = refused(&[&export[..], &[&pipe]].concat());
+    assert!(error.contains(&pipe) && error.contains("not a regular file"), "{error}");
+    let (link, target) = (path("link.gguf"), path("target.gguf"));
+    std::os::unix::fs::symlink("target.gguf", &link).unwrap();
+    printed(&[&export[..], &[&link]].concat());
+    assert!(std::fs::read(&target).unwrap().starts_with(b"GGUF"));
+    assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+}
+
+#[test]
+fn eval_names_its_own_options() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    small(path("text.txt").as_ref(), path("model").as_ref());
+    std::fs::write(path("short.txt"), "x").unwrap();
+    for (options, names) in [
+        (["--text", &path("text.txt"), "--context", "2049"], ["--context", "2048"]),
+        (["--text", &path("text.txt"), "--batch", "18446744073709551615"], ["--batch", "counted"]),
+        // Its one byte and the newline that ends the file.
+        (["--text", &path("short.txt"), "--context", "16"], ["gets one", "has 2 tokens"]),
+    ] {
+        let error = refused(&[&["eval", &path("model")], &options[..]].concat());
+        assert!(names.iter().all(|name| error.contains(name)), "{options:?}: {error}");
     }
 }

@@ -1,6 +1,6 @@
 //! The fast paths against the oracle.
 
-use ndarray::Array2;
+use ndarray::{Array2, array};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use ternary_train::{Projection, Rule, Ternary, project_reference};
@@ -22,6 +22,15 @@ fn projection_is_that_of_the_formula() {
             assert_eq!(got, Ternary { codes, scales, group }, "{rows} x {columns} by {group}");
         }
     }
+}
+
+/// On every machine: libraries round from `f64` once or twice by what instructions there are.
+#[test]
+fn scales_are_rounded_as_pytorch_rounds_them() {
+    // The mean is 1 + 2^-11 + 2^-31, nearest to 1 + 2^-10; in f32 it is 1 + 2^-11, and the even neighbour is 1.
+    let w = array![[2.0, 2.0_f32.powi(-10) + 2.0_f32.powi(-30)]];
+    assert_eq!(Projection::default().project(&w).unwrap().scales, array![[1.0]]);
+    assert_eq!(project_reference(w.view(), 128).1, array![[1.0]]);
 }
 
 #[test]

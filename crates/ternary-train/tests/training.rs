@@ -130,6 +130,34 @@ fn a_resumed_training_has_the_same_bits() {
 }
 
 #[test]
+fn a_ternary_model_whose_every_step_is_float_is_the_float_one() {
+    let options = options();
+    let all = TrainOptions { float_steps: options.steps, ..options.clone() };
+    let [(mut ternary, reports), (mut float, twins)] =
+        [(tiny(true), &all), (tiny(false), &options)]
+            .map(|(config, options)| train(&config, options));
+    assert_eq!(reports, twins);
+    assert_eq!(bits(&ternary.weights().unwrap()), bits(&float.weights().unwrap()));
+    assert_eq!(ternary.evaluate(&text(), 3).unwrap(), float.evaluate(&text(), 3).unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint.safetensors");
+    save_checkpoint(&path, &ternary, "").unwrap();
+    let (mut resumed, _) = load_checkpoint(&path).unwrap();
+    assert_eq!(bits(&resumed.weights().unwrap()), bits(&float.weights().unwrap()));
+    // After float steps that are not all, what is evaluated is what the next step uses.
+    let some = TrainOptions { float_steps: 3, ..options };
+    let mut trainer =
+        Trainer::new(&tiny(true), &some, &Weights::random(&tiny(true), 5).unwrap()).unwrap();
+    let counts: Vec<_> = (0..4)
+        .map(|_| {
+            let found = check_ternary(&trainer.weights().unwrap().embedding, 128).unwrap();
+            (found.violations == 0, trainer.step(&text()).unwrap().counts.is_some())
+        })
+        .collect();
+    assert_eq!(counts, [(false, false), (false, false), (false, false), (true, true)]);
+}
+
+#[test]
 fn the_number_of_threads_does_not_matter() {
     let run =
         |threads| in_pool(threads, || bits(&train(&tiny(true), &options()).0.weights().unwrap()));
@@ -283,6 +311,7 @@ fn divergence_and_bad_calls_are_named() {
         TrainOptions { decay: 1.5, ..options() },
         TrainOptions { beta2: 1.0, ..options() },
         TrainOptions { weight_decay: -1.0, ..options() },
+        TrainOptions { residual_rate: 1e-310, ..options() },
     ] {
         assert!(matches!(start(&wrong, &weights), Err(Error::Option { .. })), "{wrong:?}");
     }

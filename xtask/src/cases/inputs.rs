@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use ndarray::{Array, ArrayD, Dimension};
 use safetensors::Dtype;
 use serde::de::{DeserializeOwned, Error, MapAccess, Visitor};
@@ -155,6 +155,12 @@ pub(super) fn expect_shape<T>(name: &str, array: &ArrayD<T>, expected: &[&[usize
     }
     let expected: Vec<_> = expected.iter().map(|shape| format!("{shape:?}")).collect();
     bail!("`in.{name}` has shape {:?}, expected {}", array.shape(), expected.join(" or "))
+}
+
+/// Rejects an array without axes, which has no rows.
+pub(super) fn expect_rows<T>(name: &str, array: &ArrayD<T>) -> Result<()> {
+    ensure!(array.ndim() > 0, "`in.{name}` has shape [], expected at least one axis");
+    Ok(())
 }
 
 fn missing(name: &str) -> String {

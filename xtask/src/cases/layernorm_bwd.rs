@@ -8,7 +8,7 @@ use safetensors::Dtype;
 use serde::Deserialize;
 use tensor_utils::Element;
 
-use super::inputs::{Inputs, expect_shape};
+use super::inputs::{Inputs, expect_rows, expect_shape};
 use super::tensor::{Output, Stored, reshaped};
 
 #[derive(Deserialize)]
@@ -53,6 +53,7 @@ where
 {
     let params: Params = inputs.params()?;
     let x: ArrayD<T> = inputs.array("x")?;
+    expect_rows("x", &x)?;
     let dy: ArrayD<T> = inputs.array("dy")?;
     expect_shape("dy", &dy, &[x.shape()])?;
     let gamma: Array1<W> = inputs.array("gamma")?;

@@ -1,5 +1,7 @@
 //! A whole model: logits of a prompt, and greedy decoding through the cache.
 
+use std::path::{Component, Path};
+
 use anyhow::{Context, Result, ensure};
 use ndarray::{Array2, Array3};
 use serde::Deserialize;
@@ -20,10 +22,21 @@ struct Params {
     model: String,
 }
 
+/// The path of a folder beside the case file. One that leads elsewhere would be another folder on another machine.
+fn beside(model: &str) -> Result<&Path> {
+    let path = Path::new(model);
+    let is_below = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    ensure!(
+        !model.is_empty() && path.components().all(is_below),
+        "the parameter `model` is `{model}`, expected the name of a folder beside the case file",
+    );
+    Ok(path)
+}
+
 /// Runs the model in the folder that the case names.
 pub(super) fn run(inputs: &mut Inputs<'_>) -> Result<Vec<Output>> {
     let params: Params = inputs.params()?;
-    let folder = inputs.folder().join(&params.model);
+    let folder = inputs.folder().join(beside(&params.model)?);
     let (config, weights) = read_folder(&folder)
         .with_context(|| format!("the model `{}` cannot be read", params.model))?;
     let model = Model::float(config, weights)?;

@@ -7,7 +7,7 @@ use safetensors::Dtype;
 use serde::Deserialize;
 use softmax_topk::{Logit, Options, PerRow, rows, softmax_topk};
 
-use super::inputs::Inputs;
+use super::inputs::{Inputs, expect_rows};
 use super::tensor::{Output, Stored, reshaped};
 
 #[derive(Deserialize)]
@@ -45,6 +45,7 @@ where
     ensure!(k > 0, "the parameter `k` is {k}, expected at least 1");
     let k = usize::try_from(k)?;
     let logits: ArrayD<T> = inputs.array("logits")?;
+    expect_rows("logits", &logits)?;
     let options = Options { temperature: PerRow::All(temperature), log, ..Options::default() };
     let top = softmax_topk(rows("in.logits", logits.view())?, k, &options)?;
 

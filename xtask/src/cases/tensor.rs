@@ -140,6 +140,11 @@ pub(super) fn widens(from: Dtype, to: Dtype) -> bool {
     }
 }
 
+/// Whether there is another type that [`widens`] it.
+pub(super) fn may_be_wider(dtype: Dtype) -> bool {
+    dtype != Dtype::F64 && widens(dtype, Dtype::F64)
+}
+
 /// The rows of a result with the axes of the input again.
 pub(super) fn reshaped<T, D: Dimension>(array: Array<T, D>, shape: &[usize]) -> Result<ArrayD<T>> {
     let (elements, _) = array.into_raw_vec_and_offset();

@@ -11,6 +11,7 @@ use super::machine::Sampler;
 use super::memory::{forget_peak, peak_mb};
 use super::peer::{Input, Peer};
 use super::report::{Against, Row};
+use crate::workspace::note;
 
 /// A turn lasts at least this long; short kernels are repeated.
 const TURN: f64 = 0.02;
@@ -76,7 +77,7 @@ pub(super) fn run(
         let mut contest = (case.prepare)()?;
         let name = peer.name();
         match Opponent::new(peer, case, &mut *contest, pool)? {
-            Err(reason) => eprintln!("  {name} is SKIPPED: {reason}"),
+            Err(reason) => note(format_args!("  {name} is SKIPPED: {reason}")),
             Ok(opponent) => rows.push(turns(case, &mut *contest, Some(opponent), pool, pairs)?),
         }
     }

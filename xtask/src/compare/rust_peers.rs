@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 
 use super::peer::{Peer, Start};
-use crate::workspace::{self, Workspace};
+use crate::workspace::{self, Workspace, note};
 
 /// The folder of the project.
 const PROJECT: &str = "xtask/peers/rust";
@@ -14,7 +14,7 @@ pub(super) const LIBRARIES: &[&str] = &["candle", "burn"];
 pub(super) fn start(threads: usize) -> Result<Vec<Start>> {
     let workspace = Workspace::load()?;
     let (project, target) = (workspace.root.join(PROJECT), workspace.target.join("peers"));
-    eprintln!("compiling {}", LIBRARIES.join(" and "));
+    note(format_args!("compiling {}", LIBRARIES.join(" and ")));
     let built = workspace::cargo(["build", "--release", "--locked", "--quiet", "--target-dir"])
         .arg(&target)
         .current_dir(&project)

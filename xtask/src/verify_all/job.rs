@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use tensor_utils::Isa;
+use ternary_train::shell_line;
 
 use crate::workspace::{self, Package};
 
@@ -82,19 +83,6 @@ impl Job {
     pub(super) fn on(self, isa: Isa) -> Self {
         self.env("KERNELS_ISA", isa.name())
     }
-}
-
-/// Words as a shell takes them apart again.
-fn shell_line<S: AsRef<str>>(words: &[S]) -> String {
-    let is_plain = |c: char| c.is_alphanumeric() || "-_+=:,./@%".contains(c);
-    let quoted = |word: &str| {
-        if !word.is_empty() && word.chars().all(is_plain) {
-            word.to_owned()
-        } else {
-            format!("'{}'", word.replace('\'', r"'\''"))
-        }
-    };
-    words.iter().map(|word| quoted(word.as_ref())).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

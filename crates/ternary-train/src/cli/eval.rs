@@ -9,7 +9,7 @@ use ternary_train::{
     Config, Corpus, Error, NGram, Tokenizer, TrainOptions, Trainer, windows_of, xz_bits_per_byte,
 };
 
-use super::values::at_least_one;
+use super::values::{at_least_one, of_command_line};
 use crate::cli::say;
 
 /// Measure a model on a text.
@@ -17,7 +17,7 @@ use crate::cli::say;
 pub(crate) struct Args {
     /// Folder of the model
     model: PathBuf,
-    /// Texts to measure with
+    /// Texts to measure with, UTF-8. One that does not end with a newline gets one
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     text: Vec<PathBuf>,
     /// Texts that the model was trained on, for the baselines to learn from
@@ -47,10 +47,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         TrainOptions { sequences: args.batch, length: args.context, ..TrainOptions::default() };
     // The weights are ternary already: to project them again would change them.
     let config = Config { ternary: None, ..config };
-    let mut trainer = Trainer::new(&config, &options, &weights)?;
+    let mut trainer = Trainer::new(&config, &options, &weights).map_err(of_command_line)?;
     let windows = windows_of(tokens.len(), args.context).min(args.windows.unwrap_or(usize::MAX));
     let loss = trainer.evaluate(&tokens, windows).map_err(|error| match error {
-        Error::TooShort { .. } => anyhow::anyhow!(error).context("--text is too short"),
+        Error::TooShort { .. } => anyhow::anyhow!(error)
+            .context("--text is too short (a file that does not end with a newline gets one)"),
         error => error.into(),
     })?;
     // What the tokens say, which a tokenizer that normalises makes another text than --text.

@@ -15,7 +15,7 @@ use ternary_train::infer::Model;
 
 use super::folder::{Arithmetic, open_model};
 use super::values::temperature;
-use crate::cli::say;
+use crate::cli::{note, say};
 
 /// Continues prompts: greedily, unless told otherwise.
 #[derive(Args)]
@@ -45,10 +45,10 @@ pub(crate) struct Generate {
     #[arg(long, requires = "temperature", default_value_t = 0)]
     seed: u64,
     /// Search with this many beams instead.
-    #[arg(long, conflicts_with_all = ["temperature", "speculative"])]
+    #[arg(long, conflicts_with_all = ["speculative", "temperature", "top_k", "top_p", "min_p", "seed"])]
     beams: Option<usize>,
     /// Verify drafts of up to this many tokens, looked up in the text so far.
-    #[arg(long, conflicts_with = "temperature")]
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p", "seed"])]
     speculative: Option<usize>,
     /// Compute in f32 even if the weights are ternary.
     #[arg(long)]
@@ -101,7 +101,8 @@ impl Generate {
             }
         }
         let count: usize = texts.tokens.iter().map(Vec::len).sum();
-        eprintln!("{count} tokens, {:.1} tokens/s{}", count as f64 / seconds, texts.note);
+        let speed = count as f64 / seconds;
+        note(format_args!("{count} tokens, {speed:.1} tokens/s{}", texts.note));
         Ok(())
     }
 

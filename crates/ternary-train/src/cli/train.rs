@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 use ternary_train::formats::read_folder;
 use ternary_train::{
     Config, Preset, Projection, Rule, Tokenizer, TrainOptions, Trainer, Weights, load_checkpoint,
+    shell_line,
 };
 
-use super::values::{at_least_one, bpe, positive};
+use super::values::{at_least_one, bpe, of_command_line, positive};
 use run::{Progress, Run};
 pub(super) use texts::Texts;
 
@@ -125,7 +126,7 @@ struct Start {
     /// Largest norm of the gradients. Default: 1
     #[arg(long, value_parser = positive)]
     clip: Option<f64>,
-    /// Steps at the start that are trained as float
+    /// Steps at the start that are trained as float; if all are, so is the model
     #[arg(long, default_value_t = 0, conflicts_with = "float")]
     float_steps: usize,
     /// Keep embedding and head float, to measure what they cost
@@ -211,19 +212,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if !start.float {
         let projection = Projection { rule: start.rule, group: start.group };
-        projection.check()?;
+        projection.check().map_err(of_command_line)?;
         config.ternary = Some(projection);
     }
     let weights = match weights {
         Some(weights) => weights,
         None => Weights::random(&config, start.seed)?,
     };
-    let trainer = Trainer::new(&config, &options, &weights)?;
+    let trainer = Trainer::new(&config, &options, &weights).map_err(of_command_line)?;
     make_writable(&args.out)?;
     data.tokenizer.write(&args.out)?;
     texts.note_tokenizer(&args.out)?;
     let note = Note {
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        command: command(),
         preset: start.init.is_none().then(|| start.preset.name().to_owned()),
         texts,
         eval_every: start.eval_every,
@@ -232,6 +233,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         progress: Progress::default(),
     };
     Run { out: &args.out, quiet: args.quiet, note, data, trainer }.run()
+}
+
+/// The command that was given, as a shell takes it apart; for people, so what is not UTF-8 in it is replaced.
+fn command() -> String {
+    let words: Vec<_> =
+        std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    shell_line(&words)
 }
 
 /// Makes the folder if it is not there, and sees that it can be written.

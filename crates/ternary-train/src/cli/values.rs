@@ -1,6 +1,7 @@
 //! Values that are checked while the command line is read, so that messages name the option.
 
 use clap::builder::RangedU64ValueParser;
+use ternary_train::Error;
 
 /// At least 1.
 pub(crate) fn at_least_one() -> RangedU64ValueParser<usize> {
@@ -27,4 +28,16 @@ pub(crate) fn bpe(text: &str) -> Result<usize, String> {
         Ok(tokens) if tokens == 0 || tokens >= 256 => Ok(tokens),
         _ => Err("expected 0 or at least 256".to_owned()),
     }
+}
+
+/// An error about a field of the training options as one about the option that sets it; others as they are.
+pub(crate) fn of_command_line(error: Error) -> anyhow::Error {
+    let Error::Option { option, expected, got } = error else { return error.into() };
+    let name = match option {
+        "learning_rate" => "lr".to_owned(),
+        "sequences" => "batch".to_owned(),
+        "length" => "context".to_owned(),
+        other => other.replace('_', "-"),
+    };
+    anyhow::anyhow!("--{name} is {got}, expected {expected}")
 }

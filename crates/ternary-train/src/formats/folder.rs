@@ -6,9 +6,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use tempfile::NamedTempFile;
 
 use super::check_finite;
+use super::new_file::write_file;
 use super::safetensors::{File, tensors, write};
 use crate::ops::slice_mut;
 use crate::{Config, Error, Tokenizer, Weights};
@@ -103,13 +103,15 @@ fn read_one(
 /// Writes `config.json`, `model.safetensors` in f32 and the tokenizer's files to `folder`, which is
 /// made if it does not exist. Transformers opens it as a `Qwen3ForCausalLM`.
 ///
-/// Each file is written beside its place and then moved there, so none is ever half written. The index
-/// of weights that were in the folder before is removed; the files that it names stay.
+/// Each file is written beside its place and then moved there, so none is ever half written; of a program that
+/// was killed meanwhile a file such as `.model.safetensors.a1B2c3.tmp` stays, which may be removed. A symbolic
+/// link stays one, and what it points to is written. The index of weights that were in the folder before is
+/// removed; the files that it names stay.
 ///
 /// # Errors
 /// [`Error::Io`] if a file cannot be written; [`Error::Config`] and [`Error::Shape`] if the weights
 /// are not those of the configuration, [`Error::Op`] if they are not row-major, [`Error::File`] if they are
-/// not finite.
+/// not finite, or if something else than a regular file has the place of one.
 pub fn write_folder(
     folder: &Path,
     config: &Config,
@@ -131,40 +133,4 @@ pub fn write_folder(
         Some(tokenizer) => tokenizer.write(folder),
         None => Ok(()),
     }
-}
-
-/// Writes a file beside its place and moves it there.
-pub(crate) fn write_file(
-    path: &Path,
-    contents: impl FnOnce(&mut fs::File) -> std::io::Result<()>,
-) -> Result<(), Error> {
-    let mut file = beside(path)?;
-    contents(file.as_file_mut()).map_err(Error::io(path))?;
-    put(file, path)
-}
-
-/// An empty file beside the place of another.
-pub(crate) fn beside(path: &Path) -> Result<NamedTempFile, Error> {
-    let mut beside = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        // As any new file: the mask of the process takes from it. The library's default is 0600.
-        use std::os::unix::fs::PermissionsExt;
-        beside.permissions(fs::Permissions::from_mode(0o666));
-    }
-    beside.tempfile_in(folder_of(path)).map_err(Error::io(path))
-}
-
-/// Moves a file that is written to its place.
-pub(crate) fn put(file: NamedTempFile, path: &Path) -> Result<(), Error> {
-    // By its name: another may have taken the place of the one that was opened.
-    fs::File::open(file.path()).and_then(|file| file.sync_all()).map_err(Error::io(path))?;
-    file.persist(path).map_err(|error| Error::Io { path: path.to_owned(), source: error.error })?;
-    // The new name is on the disk when its folder is; not every system can do that.
-    let _ = fs::File::open(folder_of(path)).and_then(|folder| folder.sync_all());
-    Ok(())
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

@@ -12,7 +12,7 @@ use ndarray::Array2;
 use tensor_utils::f16;
 
 use super::check_finite;
-use super::folder::write_file;
+use super::new_file::write_file;
 use crate::ops::slice;
 use crate::tokenizer::name_of;
 use crate::{Config, Error, Ternary, Tokenizer, Weights};
@@ -60,7 +60,8 @@ enum Data<'a> {
 /// [`Error::Config`] and [`Error::Shape`] if the weights are not those of the configuration, or have a
 /// shape or group size that blocks of 64 do not divide; [`Error::Op`] if they are not row-major;
 /// [`Error::Group`] if they are not ternary; [`Error::Option`] if the tokenizer has more tokens than the
-/// vocabulary, or is not a byte-level BPE; [`Error::File`] if a float weight is not finite;
+/// vocabulary, or is not a byte-level BPE; [`Error::File`] if a float weight is not finite,
+/// or if `path` is something else than a regular file or a symbolic link to one;
 /// [`Error::Io`] if the file cannot be written.
 pub fn write_gguf(
     path: &Path,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::trainer::State;
 use super::{TrainOptions, Trainer};
-use crate::formats::{beside, put};
+use crate::formats::NewFile;
 use crate::{Config, Error};
 
 /// Version of the format.
@@ -32,12 +32,14 @@ struct Header {
 }
 
 /// Writes a checkpoint in place of the one at `path`: to a temporary file beside it, which is
-/// renamed when it is on the disk, so that at any moment there is a whole one. `note` comes back
-/// from [`load_checkpoint`].
+/// renamed when it is on the disk, so that at any moment there is a whole one. Of a program that was killed
+/// meanwhile that file stays (`.checkpoint.safetensors.a1B2c3.tmp`) and may be removed. `note` comes back from
+/// [`load_checkpoint`].
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be written, [`Error::File`] if the training has diverged to weights
-/// that have no ternary form; the one at `path` is as it was then.
+/// that have no ternary form, or if `path` is something else than a regular file or a symbolic link to one;
+/// what is at `path` is as it was then.
 pub fn save_checkpoint(path: &Path, trainer: &Trainer, note: &str) -> Result<(), Error> {
     if !trainer.is_sound() {
         return Err(Error::file(path, "not written: the weights have no ternary form"));
@@ -66,14 +68,14 @@ pub fn save_checkpoint(path: &Path, trainer: &Trainer, note: &str) -> Result<(),
         ("training".to_owned(), header),
         ("crc32".to_owned(), format!("{:08x}", sum.finalize())),
     ]);
-    let file = beside(path)?;
+    let file = NewFile::beside(path)?;
     serialize_to_file(views, Some(metadata), file.path()).map_err(|error| other(path, error))?;
     // That put a file of its own there, for its owner alone.
-    let permissions = file.as_file().metadata().map(|empty| empty.permissions());
+    let permissions = file.file().metadata().map(|empty| empty.permissions());
     permissions
         .and_then(|permissions| fs::set_permissions(file.path(), permissions))
         .map_err(Error::io(path))?;
-    put(file, path)
+    file.put()
 }
 
 /// Reads a checkpoint; the training goes on with the bits it would have had. Returns the note as

@@ -15,7 +15,8 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Works to train on and others to measure with, each in the order given.
+    /// Works to train on and others to measure with, each in the order given. A file that does not end with a
+    /// newline gets one, so that the next one begins a line.
     ///
     /// # Errors
     /// [`Error::Io`] if a file cannot be read, [`Error::File`] if it is empty or not UTF-8.

@@ -44,7 +44,8 @@ pub struct TrainOptions {
     pub epsilon: f64,
     /// Largest norm of all gradients together; larger ones are scaled down to it. Default 1.
     pub clip: f64,
-    /// Steps at the start in which a ternary model is trained as a float one. Default 0.
+    /// Steps at the start in which a ternary model is trained as a float one. If there are no others, it stays
+    /// a float model, in its weights and where it is evaluated. Default 0.
     pub float_steps: usize,
     /// Whether embedding and head stay float while the other matrices are ternary; to measure what
     /// they cost. Default `false`.
@@ -99,12 +100,7 @@ impl TrainOptions {
                 return Err(Error::option(option, "at least 1", value));
             }
         }
-        let tokens = self.sequences.checked_mul(self.length);
-        let tokens = tokens.and_then(|tokens| tokens.checked_mul(self.accumulate));
-        if tokens.and_then(|tokens| tokens.checked_mul(self.steps)).is_none() {
-            let what = "at most as many as make a number of tokens that can be counted";
-            return Err(Error::option("steps", what, self.steps));
-        }
+        self.check_tokens()?;
         for (option, value) in [
             ("learning_rate", self.learning_rate),
             ("embedding_rate", self.embedding_rate),
@@ -134,7 +130,42 @@ impl TrainOptions {
         if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
             return Err(Error::option("weight_decay", "at least 0", self.weight_decay));
         }
+        for (option, rate) in
+            [("embedding_rate", self.embedding_rate), ("residual_rate", self.residual_rate)]
+        {
+            // Which the decay of these matrices is divided by.
+            if !(self.weight_decay / rate).is_finite() {
+                let decay = self.weight_decay;
+                let what =
+                    format!("so large that a weight decay of {decay:e} divided by it is finite");
+                return Err(Error::option(option, what, format!("{rate:e}")));
+            }
+        }
         Ok(())
+    }
+
+    /// Checks that the tokens of the whole training can be counted; names the largest of the numbers that they
+    /// are the product of.
+    fn check_tokens(&self) -> Result<(), Error> {
+        let factors = [
+            ("steps", self.steps),
+            ("sequences", self.sequences),
+            ("length", self.length),
+            ("accumulate", self.accumulate),
+        ];
+        let tokens = factors.iter().try_fold(1_usize, |all, &(_, factor)| all.checked_mul(factor));
+        match factors.into_iter().max_by_key(|&(_, factor)| factor) {
+            Some((option, largest)) if tokens.is_none() => {
+                let what = "at most as many as make a number of tokens that can be counted";
+                Err(Error::option(option, what, largest))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a ternary model is trained as a float one to the end, and is one then.
+    pub fn is_float_throughout(&self) -> bool {
+        self.float_steps >= self.steps
     }
 
     /// Tokens of one update.

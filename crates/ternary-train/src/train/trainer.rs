@@ -144,9 +144,11 @@ impl Trainer {
         self.config.ternary.is_none() || self.projected.is_some()
     }
 
-    /// Whether the next step multiplies with ternary matrices.
+    /// Whether the next step multiplies with ternary matrices, or would if there is none.
     fn is_ternary(&self) -> bool {
-        self.config.ternary.is_some() && self.state.step >= self.options.float_steps
+        self.config.ternary.is_some()
+            && !self.options.is_float_throughout()
+            && self.state.step >= self.options.float_steps
     }
 
     /// Projects the latent matrices, if they have changed. Counts are those of ternary matrices.
@@ -284,7 +286,7 @@ impl Trainer {
     }
 
     /// The loss over the first `most` windows of `text` that do not overlap, each a sequence of its
-    /// own, with the matrices as they are used (projected, for a ternary model).
+    /// own, with the matrices as the next step uses them: projected, for a ternary model after its float steps.
     ///
     /// # Errors
     /// [`Error::TooShort`] if the text is shorter than a window.
@@ -331,7 +333,7 @@ impl Trainer {
         Ok(loss)
     }
 
-    /// The weights as they are used: projected, for a ternary model.
+    /// The weights as the next step uses them: projected, for a ternary model after its float steps.
     ///
     /// # Errors
     /// [`Error::Shape`] if there is no memory.

@@ -13,7 +13,7 @@ use ternary_train::{
 use super::Note;
 use super::bar::bar;
 use super::texts::Data;
-use crate::cli::say;
+use crate::cli::{note, say};
 
 /// Steps between updates of the progress bar.
 const SHOW: usize = 10;
@@ -93,7 +93,7 @@ impl Run<'_> {
             let last = report.step == options.steps;
             if report.step % self.note.eval_every == 0 || last {
                 let point = self.measure(&report, last)?;
-                bar.suspend(|| eprintln!("{}", line(&point)));
+                bar.suspend(|| note(line(&point)));
             }
             if report.step % self.note.checkpoint_every == 0 || last {
                 let note = serde_json::to_string(&self.note)?;
@@ -147,7 +147,7 @@ impl Run<'_> {
         let weights = self.trainer.weights()?;
         let mut config = self.trainer.config().clone();
         let options = self.trainer.options().clone();
-        if options.float_embedding || options.float_steps >= options.steps {
+        if options.float_embedding || options.is_float_throughout() {
             // Not all matrices are ternary: it is a float model to everybody else.
             config.ternary = None;
         }

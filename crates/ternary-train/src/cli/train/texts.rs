@@ -48,10 +48,7 @@ impl Texts {
         } else {
             text.to_vec()
         };
-        // A training may be resumed in another folder.
-        let absolute =
-            |paths: &[PathBuf]| paths.iter().map(std::path::absolute).collect::<Result<_, _>>();
-        let (text, val) = (absolute(&text)?, absolute(val)?);
+        let (text, val) = (kept("--text", &text)?, kept("--val", val)?);
         let (crc32, tokenizer_crc32) = (None, None);
         let mut texts = Self { text, val, val_fraction, guard, bpe, crc32, tokenizer_crc32 };
         texts.crc32 = Some(checksum(&texts.corpus()?));
@@ -85,14 +82,18 @@ impl Texts {
         self.load(Some(folder))
     }
 
-    /// Checks that there is something to measure with.
+    /// Checks that there is something to train on and to measure with.
     pub(in crate::cli) fn check(&self, data: &Data, length: usize) -> Result<()> {
-        let tokens = data.validation.len();
-        let option = if self.val.is_empty() { "--val-fraction" } else { "--val" };
-        ensure!(
-            windows_of(tokens, length) > 0,
-            "{option}: the validation text has {tokens} tokens, a window takes {length} and the one after"
-        );
+        let validation = if self.val.is_empty() { "--val-fraction" } else { "--val" };
+        for (option, name, text) in
+            [("--text", "training", &data.train), (validation, "validation", &data.validation)]
+        {
+            let tokens = text.len();
+            ensure!(
+                windows_of(tokens, length) > 0,
+                "{option}: the {name} text has {tokens} tokens, a window takes {length} and the one after"
+            );
+        }
         Ok(())
     }
 
@@ -124,6 +125,27 @@ impl Texts {
         let leakage = Leakage { length: self.guard, shared: 0, windows };
         Ok(Data { tokenizer, train, validation, leakage })
     }
+}
+
+/// The paths of an option as a checkpoint keeps them: absolute, since a training may be resumed in another folder,
+/// and of files that can be read again.
+fn kept(option: &str, paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let keep = |path: &PathBuf| {
+        let path = std::path::absolute(path)?;
+        let name = path.display();
+        ensure!(
+            path.to_str().is_some(),
+            "{option} {name}: a checkpoint keeps the path, which is not UTF-8: give the file another name or folder",
+        );
+        // That there is nothing is said where it is read.
+        ensure!(
+            path.is_file() || !path.exists(),
+            "{option} {name} is not a regular file: a training reads its texts again when it is resumed, so write \
+             the text to a file first",
+        );
+        Ok(path)
+    };
+    paths.iter().map(keep).collect()
 }
 
 fn checksum_of_tokenizer(folder: &Path) -> Result<u32> {
