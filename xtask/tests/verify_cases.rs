@@ -27,7 +27,6 @@ impl Case {
             ("params", r#"{"causal": true, "window": 3}"#),
             ("atol", "1e-6"),
             ("rtol", "1e-6"),
-            ("source", "by hand"),
         ];
         let case = Self {
             metadata: metadata.map(|(key, value)| (key, value.to_owned())).to_vec(),

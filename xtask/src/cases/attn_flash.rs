@@ -148,7 +148,6 @@ mod tests {
             ("params", "{}"),
             ("atol", "0"),
             ("rtol", "0"),
-            ("source", "by hand"),
         ];
         let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         let tensors = [
