@@ -113,7 +113,7 @@ impl Limits<'_> {
     /// Whether among the `count` best tokens are `width` that are allowed and one more, or all that there are.
     fn are_met_by(&self, count: usize, width: usize, vocabulary: usize) -> bool {
         let forbidden = self.bad_words.banned + self.forbidden().len();
-        self.listed().is_some() || count == vocabulary || count - forbidden.min(count) > width
+        self.listed().is_some() || count == vocabulary || count.saturating_sub(forbidden) > width
     }
 }
 

@@ -1,6 +1,6 @@
 //! The loop: draft, verify in one pass, accept, compact the cache, go on.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use kvcache::{Cache, Rows, SeqId};
@@ -91,8 +91,6 @@ pub struct Decoder<'a, M> {
     live: BTreeMap<usize, Sequence>,
     /// By number: what has ended and was not released.
     ended: BTreeMap<usize, Ended>,
-    /// The sequences of both.
-    held: HashSet<SeqId>,
 }
 
 /// What one sequence contributes to a step.
@@ -116,7 +114,7 @@ impl<'a, M: Target> Decoder<'a, M> {
     ) -> Result<Self, Error> {
         options.check(model.vocabulary())?;
         let (live, ended) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { model, cache, options, added: 0, live, ended, held: HashSet::new() })
+        Ok(Self { model, cache, options, added: 0, live, ended })
     }
 
     /// Runs the model over a prompt and returns the number of its sequence, counted from 0. A number is never
@@ -143,7 +141,7 @@ impl<'a, M: Target> Decoder<'a, M> {
     /// must not be cached. The sequence stays the caller's then, as it was.
     pub fn add_cached(&mut self, seq: SeqId, prompt: &[u32]) -> Result<usize, Error> {
         let held = self.cache.len(seq)?;
-        if self.held.contains(&seq) {
+        if self.holds(seq) {
             return Err(invalid(
                 "seq",
                 "a sequence that the decoder does not have yet",
@@ -186,7 +184,6 @@ impl<'a, M: Target> Decoder<'a, M> {
         rng.set_stream(index as u64);
         let (text, generation) = (prompt.to_vec(), Generation::default());
         self.live.insert(index, Sequence { seq, text, generation, random: Random(rng) });
-        self.held.insert(seq);
         self.added += 1;
         Ok(index)
     }
@@ -367,9 +364,14 @@ impl<'a, M: Target> Decoder<'a, M> {
             drafter.finish(index);
         }
         let Some(Ended { seq, generation }) = self.ended.remove(&index) else { return Ok(None) };
-        self.held.remove(&seq);
         self.cache.free(seq)?;
         Ok(Some(generation))
+    }
+
+    /// Whether a sequence of the cache is one of its own: all of these have their rows there, so they are not many.
+    fn holds(&self, seq: SeqId) -> bool {
+        let live = self.live.values().map(|sequence| sequence.seq);
+        live.chain(self.ended.values().map(|ended| ended.seq)).any(|own| own == seq)
     }
 
     /// The model, between steps.

@@ -1,5 +1,7 @@
 //! A law that is drawn from again and again, with or without replacement.
 
+use std::ops::Range;
+
 use crate::{Choices, Law};
 
 /// Tokens of a block; of a law with no more, all are in one.
@@ -32,19 +34,22 @@ impl Urn {
             return None;
         }
         let block = if self.sums.len() > 1 { choices.pick(&self.sums) } else { 0 };
-        let start = block * self.block;
-        let end = self.weights.len().min(start + self.block);
-        Some(start + choices.pick(&self.weights[start..end]))
+        let range = self.range(block);
+        Some(range.start + choices.pick(&self.weights[range]))
     }
 
     /// Takes a token out.
     pub(crate) fn remove(&mut self, index: usize) {
         self.weights[index] = 0.0;
         let block = index / self.block;
-        let start = block * self.block;
-        let end = self.weights.len().min(start + self.block);
         // Anew: what is left may be far smaller than the rounding of a difference.
-        self.sums[block] = self.weights[start..end].iter().sum();
+        self.sums[block] = self.weights[self.range(block)].iter().sum();
+    }
+
+    /// The indices of a block.
+    fn range(&self, block: usize) -> Range<usize> {
+        let start = block * self.block;
+        start..self.weights.len().min(start + self.block)
     }
 }
 

@@ -7,7 +7,7 @@ use tensor_utils::{Element, Float, Isa, Kernel, check_shape, dispatch, narrow, t
 
 use crate::call::{Call, RowOptions, check_tokens};
 use crate::score::Score;
-use crate::source::{STRIPE, Source, Stripe, splat};
+use crate::source::{STRIPE, Source, Stripe, load, splat};
 use crate::sweep::{Coldness, sum};
 use crate::{Error, Logit, NanPolicy, Options, TopKView};
 
@@ -307,7 +307,7 @@ impl<A: Score> Dense<A> {
         let none = splat::<S, A>(simd, A::NEG_INFINITY);
         let mut d = [A::ZERO; STRIPE];
         for i in 0..STRIPE / lanes {
-            let score = A::Vector::<S>::from_slice(simd, &scores[i * lanes..][..lanes]);
+            let score = load(simd, scores, i * lanes);
             let below = score - max;
             let scaled = below * high;
             // Of -inf there is no product with 0.

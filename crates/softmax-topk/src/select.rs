@@ -9,7 +9,7 @@ use tensor_utils::simd::{Simd, SimdBase, SimdMask};
 
 use crate::Logit;
 use crate::score::Score;
-use crate::source::{STRIPE, Source, Stripe, splat};
+use crate::source::{STRIPE, Source, Stripe, load, splat};
 use crate::sweep::{COLUMNS, Maxima};
 
 /// Candidates that there is room for at least, so that few calls have to thin them out.
@@ -41,14 +41,11 @@ pub(crate) fn best<'k, S: Simd, T: Logit>(
     groups: &mut [Maxima<T::Acc>],
     keys: &'k mut [<T::Acc as Score>::Key],
 ) -> &'k [<T::Acc as Score>::Key] {
-    // More room, as of a workspace made for a larger k, would only be filled with what is thrown away.
-    let keys = &mut keys[..capacity(source.len(), k)];
     simd.vectorize(
         #[inline(always)]
         || {
-            let score = threshold(simd, maxima, k, groups);
-            let floor = Floor { score, above: false };
-            let mut candidates = Candidates { keys, len: 0, k, floor };
+            let floor = threshold(simd, maxima, k, groups);
+            let mut candidates = Candidates::new(keys, source.len(), k, floor);
             let mut hits = [0; BATCH];
             for (batch, maxima) in maxima.chunks(BATCH).enumerate() {
                 for &stripe in candidates.hits(simd, maxima, &mut hits) {
@@ -92,7 +89,7 @@ fn threshold<S: Simd, A: Score>(
         for column in (0..COLUMNS).step_by(lanes) {
             let mut max = splat(simd, A::NEG_INFINITY);
             for maxima in together {
-                max = A::Vector::<S>::from_slice(simd, &maxima[column..][..lanes]).max(max);
+                max = load(simd, maxima, column).max(max);
             }
             max.store_slice(&mut group[column..][..lanes]);
             largest = max.max(largest);
@@ -161,6 +158,14 @@ struct Candidates<'k, A: Score> {
 }
 
 impl<'k, A: Score> Candidates<'k, A> {
+    /// None yet, of scores that reach `floor`; `keys` has the [`capacity`] or more.
+    #[inline(always)]
+    fn new(keys: &'k mut [A::Key], vocabulary: usize, k: usize, floor: A) -> Self {
+        // More room, as of a workspace made for a larger k, would only be filled with what is thrown away.
+        let keys = &mut keys[..capacity(vocabulary, k)];
+        Self { keys, len: 0, k, floor: Floor { score: floor, above: false } }
+    }
+
     /// The stripes of a batch with a maximum that passes. Which they are cannot be foreseen, so there
     /// is no branch.
     #[inline(always)]
@@ -175,7 +180,7 @@ impl<'k, A: Score> Candidates<'k, A> {
         for (stripe, maxima) in maxima.iter().enumerate() {
             let mut any = <A::Vector<S> as SimdBase<S>>::Mask::splat(simd, false);
             for column in (0..COLUMNS).step_by(lanes) {
-                let vector = A::Vector::<S>::from_slice(simd, &maxima[column..][..lanes]);
+                let vector = load(simd, maxima, column);
                 any |= self.floor.passed(simd, vector);
             }
             hits[count % BATCH] = stripe as u8;
@@ -192,7 +197,7 @@ impl<'k, A: Score> Candidates<'k, A> {
         for half in (0..STRIPE).step_by(64) {
             let mut bits = 0;
             for lane in (0..64).step_by(lanes) {
-                let vector = A::Vector::<S>::from_slice(simd, &scores[half + lane..][..lanes]);
+                let vector = load(simd, scores, half + lane);
                 bits |= self.floor.passed(simd, vector).to_bitmask() << lane;
             }
             if start + STRIPE > len {
@@ -271,9 +276,9 @@ fn sorted_by_counting<S: Simd, A: Score>(
     let scores = &scores[..len.next_multiple_of(lanes)];
     for (i, &key) in keys.iter().enumerate() {
         let [reach, pass] = [false, true].map(|above| Floor { score: scores[i], above });
-        let (earlier, others) = scores.split_at(i / lanes * lanes);
-        let (around, later) = others.split_at(lanes);
-        let around = A::Vector::<S>::from_slice(simd, around);
+        let start = i / lanes * lanes;
+        let (earlier, later) = (&scores[..start], &scores[start + lanes..]);
+        let around = load(simd, scores, start);
         let is_earlier = (1_u64 << (i % lanes)) - 1;
         let reached = reach.passed(simd, around).to_bitmask() & is_earlier;
         let passed = pass.passed(simd, around).to_bitmask() & !is_earlier;
@@ -289,9 +294,7 @@ pub(crate) fn best_with_nan<'k, T: Logit>(
     k: usize,
     keys: &'k mut [<T::Acc as Score>::Key],
 ) -> &'k [<T::Acc as Score>::Key] {
-    let keys = &mut keys[..capacity(source.len(), k)];
-    let floor = Floor { score: T::Acc::NEG_INFINITY, above: false };
-    let mut candidates = Candidates { keys, len: 0, k, floor };
+    let mut candidates = Candidates::new(keys, source.len(), k, T::Acc::NEG_INFINITY);
     for token in 0..source.len() {
         candidates.make_room();
         candidates.keys[candidates.len] = source.get(token).key(token as u32);
